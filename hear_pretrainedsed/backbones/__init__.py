@@ -1,0 +1,1 @@
+"""spec -> tokens: one file a family."""

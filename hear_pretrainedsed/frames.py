@@ -1,0 +1,117 @@
+"""tokens -> frames, and long audio -> windows -> one sequence of frames.
+
+`FrameGrid` is the only place that knows hops, centres and edges. A backbone sees one window of
+160 000 samples (10 s); everything about longer and shorter audio happens here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+WINDOWINGS = ("reference", "overlap")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One window and the frames of the clip that are taken from it."""
+
+    start_samples: int
+    first_frame: int  # in the clip
+    end_frame: int  # in the clip, excluded
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """The 40 ms grid: frame i of a clip covers [640 i, 640 (i + 1)) samples at 16 kHz."""
+
+    hop_samples: int = 640
+    window_samples: int = 160_000
+    sample_rate: int = 16_000
+
+    @property
+    def hop_s(self) -> float:
+        """Seconds from frame to frame: 0.04."""
+        return self.hop_samples / self.sample_rate
+
+    @property
+    def window_frames(self) -> int:
+        """Frames in one window: 250."""
+        return self.window_samples // self.hop_samples
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of a clip: those whose centre lies before its end, and at least one."""
+        return max(1, (n_samples + self.hop_samples // 2 - 1) // self.hop_samples)
+
+    def timestamps_ms(self, n_frames: int) -> Tensor:
+        """Frame centres (n_frames,) in ms, float32; exact, since they are multiples of 20 ms."""
+        hop_ms = 1000 * self.hop_samples // self.sample_rate
+        return (torch.arange(n_frames) * hop_ms + hop_ms // 2).float()
+
+    def to_frames(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, tokens, dim) of one window -> frames (batch, 250, dim).
+
+        More tokens than frames are averaged (output i over tokens floor(iL/250) to
+        ceil((i+1)L/250) - 1), fewer are interpolated linearly at half-pixel centres
+        (PretrainedSED's wrapper).
+        """
+        n_tokens, n_frames = tokens.shape[1], self.window_frames
+        if n_tokens == n_frames:
+            return tokens
+        x = tokens.transpose(1, 2)
+        if n_tokens > n_frames:
+            x = nn.functional.adaptive_avg_pool1d(x, n_frames)
+        else:
+            x = nn.functional.interpolate(x, n_frames, mode="linear", align_corners=False)
+        return x.transpose(1, 2)
+
+    def plan(self, n_samples: int, windowing: str) -> list[Piece]:
+        """How a clip of `n_samples` is cut into windows.
+
+        reference: windows follow each other, as the originals do. overlap: a window every 5 s, the
+        last one at the first multiple of 640 samples from which it reaches the end; where two
+        windows overlap, each gives the half that is further from its own edge (a frame exactly in
+        the middle is the later window's).
+        """
+        n_frames, size = self.n_frames(n_samples), self.window_frames
+        if windowing == "reference" or n_samples <= self.window_samples:
+            starts = list(range(0, n_frames, size))
+        else:
+            last = -(-(n_samples - self.window_samples) // self.hop_samples)
+            starts = [*range(0, last, size // 2), last]
+        cuts = [(a + size + b) // 2 for a, b in zip(starts, starts[1:], strict=False)]
+        return [
+            Piece(start * self.hop_samples, first, end)
+            for start, first, end in zip(starts, [0, *cuts], [*cuts, n_frames], strict=True)
+        ]
+
+    def windows(
+        self, audio: Tensor, windowing: str, batch_size: int
+    ) -> Iterator[tuple[Tensor, list[tuple[int, Piece]]]]:
+        """Cut audio (batch, samples) into chunks of at most `batch_size` windows.
+
+        Yields windows (n, 160000), zero-padded at the clip's end, with (clip, piece) of each.
+        """
+        plan = self.plan(audio.shape[1], windowing)
+        places = [(clip, piece) for clip in range(len(audio)) for piece in plan]
+        for i in range(0, len(places), batch_size):
+            chunk = places[i : i + batch_size]
+            windows = audio.new_zeros(len(chunk), self.window_samples)
+            for row, (clip, piece) in zip(windows, chunk, strict=True):
+                part = audio[clip, piece.start_samples :][: self.window_samples]
+                row[: len(part)] = part
+            yield windows, chunk
+
+    def join(self, frames: Tensor, chunk: list[tuple[int, Piece]], out: Tensor) -> None:
+        """Write frames (n, 250, dim) of a chunk of windows to their places in `out`.
+
+        `out` is (batch, frames, dim); frames in padding and outer halves of overlaps are dropped.
+        """
+        for row, (clip, piece) in zip(frames, chunk, strict=True):
+            offset = piece.start_samples // self.hop_samples
+            out[clip, piece.first_frame : piece.end_frame] = row[
+                piece.first_frame - offset : piece.end_frame - offset
+            ]

@@ -1,0 +1,201 @@
+"""audio -> spec: the five log-mel front ends of the published models, batched and on any device.
+
+Every front end takes audio (batch, samples) at 16 kHz and gives spec (batch, 1, mels, spec_frames).
+Windows and filter banks are built once, in float64, and kept as buffers that are not saved; the
+computation itself is float32 whatever autocast says, because a log of small powers does not
+survive half precision. Facts: Chen et al. 2023 (BEATs), Li et al. 2023 (ATST-Frame), Koutini et
+al. 2022 (PaSST), Niizumi et al. 2023 (M2D), Atito et al. 2022 (ASiT), Schmid et al. 2023
+(EfficientAT), as used by PretrainedSED (arXiv 2409.09546).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+SAMPLE_RATE = 16_000
+HOP_SAMPLES = 160
+FLT_EPSILON = 1.1920929e-07
+
+
+def hann(n: int, *, periodic: bool) -> Tensor:
+    """Hann window of `n` samples, float64: denominator n (periodic) or n - 1 (symmetric)."""
+    k = torch.arange(n, dtype=torch.float64)
+    return 0.5 - 0.5 * torch.cos(2 * math.pi * k / (n if periodic else n - 1))
+
+
+def _triangles(points: Tensor, edges: Tensor) -> Tensor:
+    """Triangles over `edges` (mels + 2,) evaluated at `points` (bins,) -> (mels, bins)."""
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (points - left) / (centre - left), (right - points) / (right - centre)
+    return torch.minimum(rising, falling).clamp(min=0)
+
+
+def kaldi_filters(n_mels: int, low_hz: float, high_hz: float, n_fft: int = 512) -> Tensor:
+    """Kaldi's mel filters (n_mels, n_fft // 2 + 1): triangles linear in mel, Nyquist bin zero."""
+
+    def mel(f: Tensor) -> Tensor:
+        return 1127 * torch.log1p(f / 700)
+
+    low, high = mel(torch.tensor([low_hz, high_hz], dtype=torch.float64)).tolist()
+    edges = torch.linspace(low, high, n_mels + 2, dtype=torch.float64)
+    bins = mel(torch.arange(n_fft // 2, dtype=torch.float64) * SAMPLE_RATE / n_fft)
+    return nn.functional.pad(_triangles(bins, edges), (0, 1))
+
+
+def htk_filters(n_mels: int, low_hz: float, high_hz: float, n_fft: int) -> Tensor:
+    """HTK mel scale, triangles linear in Hz with peak 1 (n_mels, n_fft // 2 + 1)."""
+    low, high = (2595 * math.log10(1 + f / 700) for f in (low_hz, high_hz))
+    mels = torch.linspace(low, high, n_mels + 2, dtype=torch.float64)
+    return _triangles(_bins_hz(n_fft), 700 * (10 ** (mels / 2595) - 1))
+
+
+def slaney_filters(n_mels: int, low_hz: float, high_hz: float, n_fft: int) -> Tensor:
+    """Slaney mel scale, triangles linear in Hz with unit area (n_mels, n_fft // 2 + 1)."""
+    step = math.log(6.4) / 27
+
+    def mel(f: float) -> float:
+        return f * 3 / 200 if f < 1000 else 15 + math.log(f / 1000) / step
+
+    mels = torch.linspace(mel(low_hz), mel(high_hz), n_mels + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15, mels * 200 / 3, 1000 * torch.exp((mels - 15) * step))
+    area = 2 / (edges[2:] - edges[:-2])
+    return _triangles(_bins_hz(n_fft), edges) * area[:, None]
+
+
+def _bins_hz(n_fft: int) -> Tensor:
+    return torch.arange(n_fft // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / n_fft
+
+
+class FrontEnd(nn.Module):
+    """Base of the front ends: `forward` guards precision, `compute` is the front end proper."""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, window: Tensor, filters: Tensor, n_fft: int) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.n_mels = filters.shape[0]
+        self.register_buffer("window", window.float(), persistent=False)
+        self.register_buffer("filters", filters.float(), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> spec (batch, 1, mels, spec_frames), float32."""
+        with torch.autocast(audio.device.type, enabled=False):
+            return self.compute(audio.float()).unsqueeze(1)
+
+    def compute(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> (batch, mels, spec_frames)."""
+        raise NotImplementedError
+
+    def mel_power(self, frames: Tensor) -> Tensor:
+        """Windowed frames (batch, spec_frames, window) -> mel power (batch, mels, spec_frames)."""
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft))
+        power = spectrum[..., 0].square() + spectrum[..., 1].square()
+        return self.filters @ power.transpose(1, 2)
+
+
+class KaldiMel(FrontEnd):
+    """Kaldi filter bank with DC removal and pre-emphasis inside each frame (BEATs, ASiT).
+
+    25 ms frames every 10 ms without padding: 998 of them in 160 000 samples.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: float,
+        std: float,
+        scale: float = 1.0,
+        window_power: float = 1.0,
+        centre_clip: bool = False,
+    ) -> None:
+        window = hann(400, periodic=False) ** window_power
+        super().__init__(window, kaldi_filters(128, 20, 8000), n_fft=512)
+        self.mean, self.std = mean, std
+        self.scale, self.centre_clip = scale, centre_clip
+
+    def compute(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> (batch, 128, spec_frames)."""
+        if self.centre_clip:
+            audio = audio - audio.mean(dim=1, keepdim=True)
+        frames = (audio * self.scale).unfold(1, 400, HOP_SAMPLES)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        mel = self.mel_power((frames - 0.97 * previous) * self.window)
+        return (mel.clamp(min=FLT_EPSILON).log() - self.mean) / self.std
+
+
+class StftMel(FrontEnd):
+    """Centred, reflect-padded STFT power, mel filters, then `compress` (ATST, M2D and below)."""
+
+    def __init__(
+        self,
+        window: Tensor,
+        filters: Tensor,
+        *,
+        n_fft: int,
+        compress: Callable[[Tensor], Tensor],
+        pre_emphasis: bool = False,
+    ) -> None:
+        super().__init__(window, filters, n_fft)
+        self.compress = compress
+        self.pre_emphasis = pre_emphasis
+
+    def compute(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> (batch, mels, spec_frames)."""
+        if self.pre_emphasis:
+            audio = audio[:, 1:] - 0.97 * audio[:, :-1]
+        n_window = len(self.window)
+        # A window shorter than the FFT sits in the middle of the frame; leaving its zero margins
+        # out only turns the phase, which the power does not see.
+        margin = n_window // 2
+        padded = nn.functional.pad(audio[:, None], (margin, margin), mode="reflect")[:, 0]
+        frames = padded.unfold(1, n_window, HOP_SAMPLES) * self.window
+        return self.compress(self.mel_power(frames))
+
+
+def preemphasis_mel(*, periodic: bool) -> StftMel:
+    """Front end of fPaSST (periodic window) and of the frame MobileNets (symmetric window).
+
+    The upper edge of 7000 Hz is the centre of the range that training draws from (6001..8000 Hz).
+    """
+    return StftMel(
+        hann(400, periodic=periodic),
+        kaldi_filters(128, 0, 7000),
+        n_fft=512,
+        compress=lambda mel: (mel.clamp(min=1e-7).log() + 4.5) / 5,
+        pre_emphasis=True,
+    )
+
+
+def atst_mel() -> StftMel:
+    """Front end of ATST-Frame: 64 HTK bands in dB, at most 80 dB below the clip's maximum.
+
+    The floor is taken clip by clip. The original takes it over the whole batch, which lets a loud
+    clip change its neighbour; for a batch of one both are the same.
+    """
+    low, high = -79.6482, 50.6842
+
+    def compress(mel: Tensor) -> Tensor:
+        decibel = 10 * mel.clamp(min=1e-10).log10()
+        floor = decibel.amax(dim=(1, 2), keepdim=True) - 80
+        decibel = torch.maximum(decibel, floor).clamp(-50, 80)
+        return (decibel - low) / (high - low) * 2 - 1
+
+    filters = htk_filters(64, 60, 7800, n_fft=1024)
+    return StftMel(hann(1024, periodic=True), filters, n_fft=1024, compress=compress)
+
+
+def m2d_mel() -> StftMel:
+    """Front end of M2D: 80 Slaney bands; the normalisation is fixed, not read from a file."""
+
+    def compress(mel: Tensor) -> Tensor:
+        return ((mel + FLT_EPSILON).log() + 7.1) / 4.2
+
+    filters = slaney_filters(80, 50, 8000, n_fft=400)
+    return StftMel(hann(400, periodic=True), filters, n_fft=400, compress=compress)

@@ -1,0 +1,1 @@
+"""frames -> frames: interchangeable models of the sequence, one file each."""
