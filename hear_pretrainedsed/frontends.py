@@ -1,7 +1,7 @@
 """audio -> spec: the five log-mel front ends of the published models, batched and on any device.
 
 Every front end takes audio (batch, samples) at 16 kHz and gives spec (batch, 1, mels, spec_frames).
-Windows and filter banks are built once, in float64, and kept as buffers that are not saved; the
+Windows and filter banks are built once and kept as buffers that are not saved; the
 computation itself is float32 whatever autocast says, because a log of small powers does not
 survive half precision. Facts: Chen et al. 2023 (BEATs), Li et al. 2023 (ATST-Frame), Koutini et
 al. 2022 (PaSST), Niizumi et al. 2023 (M2D), Atito et al. 2022 (ASiT), Schmid et al. 2023
@@ -21,12 +21,6 @@ HOP_SAMPLES = 160
 FLT_EPSILON = 1.1920929e-07
 
 
-def hann(n: int, *, periodic: bool) -> Tensor:
-    """Hann window of `n` samples, float64: denominator n (periodic) or n - 1 (symmetric)."""
-    k = torch.arange(n, dtype=torch.float64)
-    return 0.5 - 0.5 * torch.cos(2 * math.pi * k / (n if periodic else n - 1))
-
-
 def _triangles(points: Tensor, edges: Tensor) -> Tensor:
     """Triangles over `edges` (mels + 2,) evaluated at `points` (bins,) -> (mels, bins)."""
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -35,15 +29,18 @@ def _triangles(points: Tensor, edges: Tensor) -> Tensor:
 
 
 def kaldi_filters(n_mels: int, low_hz: float, high_hz: float, n_fft: int = 512) -> Tensor:
-    """Kaldi's mel filters (n_mels, n_fft // 2 + 1): triangles linear in mel, Nyquist bin zero."""
+    """Kaldi's mel filters (n_mels, n_fft // 2 + 1): triangles linear in mel, Nyquist bin zero.
 
-    def mel(f: Tensor) -> Tensor:
-        return 1127 * torch.log1p(f / 700)
-
-    low, high = mel(torch.tensor([low_hz, high_hz], dtype=torch.float64)).tolist()
-    edges = torch.linspace(low, high, n_mels + 2, dtype=torch.float64)
-    bins = mel(torch.arange(n_fft // 2, dtype=torch.float64) * SAMPLE_RATE / n_fft)
-    return nn.functional.pad(_triangles(bins, edges), (0, 1))
+    Evaluated in float32, as the originals do: narrow filters keep only a few digits of the
+    differences of mel values, and the loss shows in the spec.
+    """
+    low, high = (1127 * math.log(1 + f / 700) for f in (low_hz, high_hz))
+    step = (high - low) / (n_mels + 1)
+    bands = torch.arange(n_mels)[:, None]
+    left, centre, right = low + bands * step, low + (bands + 1) * step, low + (bands + 2) * step
+    bins = 1127 * (1 + torch.arange(n_fft // 2) * (SAMPLE_RATE / n_fft) / 700).log()
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
+    return nn.functional.pad(torch.minimum(rising, falling).clamp(min=0), (0, 1))
 
 
 def htk_filters(n_mels: int, low_hz: float, high_hz: float, n_fft: int) -> Tensor:
@@ -114,7 +111,7 @@ class KaldiMel(FrontEnd):
         window_power: float = 1.0,
         centre_clip: bool = False,
     ) -> None:
-        window = hann(400, periodic=False) ** window_power
+        window = torch.hann_window(400, periodic=False) ** window_power
         super().__init__(window, kaldi_filters(128, 20, 8000), n_fft=512)
         self.mean, self.std = mean, std
         self.scale, self.centre_clip = scale, centre_clip
@@ -142,7 +139,9 @@ class StftMel(FrontEnd):
         compress: Callable[[Tensor], Tensor],
         pre_emphasis: bool = False,
     ) -> None:
-        super().__init__(window, filters, n_fft)
+        # A window shorter than the FFT sits in the middle of it.
+        margin = (n_fft - len(window)) // 2
+        super().__init__(nn.functional.pad(window, (margin, margin)), filters, n_fft)
         self.compress = compress
         self.pre_emphasis = pre_emphasis
 
@@ -150,12 +149,9 @@ class StftMel(FrontEnd):
         """Audio (batch, samples) -> (batch, mels, spec_frames)."""
         if self.pre_emphasis:
             audio = audio[:, 1:] - 0.97 * audio[:, :-1]
-        n_window = len(self.window)
-        # A window shorter than the FFT sits in the middle of the frame; leaving its zero margins
-        # out only turns the phase, which the power does not see.
-        margin = n_window // 2
+        margin = self.n_fft // 2
         padded = nn.functional.pad(audio[:, None], (margin, margin), mode="reflect")[:, 0]
-        frames = padded.unfold(1, n_window, HOP_SAMPLES) * self.window
+        frames = padded.unfold(1, self.n_fft, HOP_SAMPLES) * self.window
         return self.compress(self.mel_power(frames))
 
 
@@ -165,7 +161,7 @@ def preemphasis_mel(*, periodic: bool) -> StftMel:
     The upper edge of 7000 Hz is the centre of the range that training draws from (6001..8000 Hz).
     """
     return StftMel(
-        hann(400, periodic=periodic),
+        torch.hann_window(400, periodic=periodic),
         kaldi_filters(128, 0, 7000),
         n_fft=512,
         compress=lambda mel: (mel.clamp(min=1e-7).log() + 4.5) / 5,
@@ -188,7 +184,7 @@ def atst_mel() -> StftMel:
         return (decibel - low) / (high - low) * 2 - 1
 
     filters = htk_filters(64, 60, 7800, n_fft=1024)
-    return StftMel(hann(1024, periodic=True), filters, n_fft=1024, compress=compress)
+    return StftMel(torch.hann_window(1024), filters, n_fft=1024, compress=compress)
 
 
 def m2d_mel() -> StftMel:
@@ -198,4 +194,4 @@ def m2d_mel() -> StftMel:
         return ((mel + FLT_EPSILON).log() + 7.1) / 4.2
 
     filters = slaney_filters(80, 50, 8000, n_fft=400)
-    return StftMel(hann(400, periodic=True), filters, n_fft=400, compress=compress)
+    return StftMel(torch.hann_window(400), filters, n_fft=400, compress=compress)
