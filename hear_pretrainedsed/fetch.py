@@ -1,0 +1,397 @@
+"""Checkpoint files: the cache folder, downloads into it, and the sha256 of what was loaded.
+
+`fetch` is the only network use of the package. A download grows in `<name>.part` and gets its own
+name only when it is whole and checked. `<name>.part.json` says of which remote file the part is the
+beginning; it is continued only while the server has that file. Method: HTTP range requests
+(RFC 9110, 13.1.5 and 14).
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from email.message import Message
+from http.client import HTTPException, HTTPResponse
+from importlib.util import find_spec
+from pathlib import Path
+
+TIMEOUT_S = 30.0
+N_ATTEMPTS = 5  # attempts in a row that bring nothing new, or restarts from byte 0
+BACKOFF_S = (0.5, 1.0, 2.0, 4.0)
+CHUNK_BYTES = 1 << 18
+FRESH_NS = 2_000_000_000  # a file this young may change again within one tick of its mtime
+RECORDS_NAME = "sha256.json"
+
+_OWN_SUFFIXES = (".part", ".part.json", ".lock", RECORDS_NAME)
+_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml")
+
+
+class FetchError(ValueError):
+    """A file that cannot be had: one line with its name, its address and its folder."""
+
+
+class _Interrupted(Exception):
+    """An attempt that ended early; another one may succeed."""
+
+
+def cache_folder() -> Path:
+    """Folder of the files: $HEAR_PRETRAINEDSED_HOME, else hear_pretrainedsed in the XDG cache."""
+    if home := os.environ.get("HEAR_PRETRAINEDSED_HOME"):
+        return Path(home).expanduser()
+    xdg = os.environ.get("XDG_CACHE_HOME", "")  # relative: to be ignored, says its specification
+    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "hear_pretrainedsed"
+
+
+def find(file_name: str) -> Path | None:
+    """Return the file of this name in the cache folder, fetched or put there by hand, or None.
+
+    No network. A download under way (`.part`) is never found. Raises FetchError if given a path.
+    """
+    if not file_name or Path(file_name).name != file_name:
+        raise FetchError(f"{file_name!r} is no bare file name such as 'BEATs_ssl.pt'")
+    path = cache_folder() / file_name
+    return path if os.path.isfile(path) and not file_name.endswith(_OWN_SUFFIXES) else None
+
+
+def fetch(
+    file_name: str,
+    url: str | None,
+    sha256: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    progress: bool | None = None,
+) -> Path:
+    """Return the path of `file_name` in the cache folder, downloaded from `url` if not there yet.
+
+    Continues an interrupted download; of two processes that want one file, one downloads it.
+    `timeout_s` is the longest silence of the server, in seconds. `progress` shows a bar on stderr,
+    None: if that is a terminal. Raises FetchError for all that can go wrong here and on the way.
+    """
+    folder, found = cache_folder(), find(file_name)
+    try:
+        if found:
+            return _checked(found, sha256)
+        if url is None or not url.startswith(("http://", "https://")):
+            what = "no public address" if url is None else f"no http(s) address: {url!r}"
+            raise FetchError(f"{file_name} has {what}; put it by hand into {folder}")
+        if file_name.endswith(_OWN_SUFFIXES):
+            raise FetchError(f"{file_name!r} is a name that the cache folder uses itself")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{file_name}.lock"):
+            if found := find(file_name):  # brought by another process while this one waited
+                return _checked(found, sha256)
+            with _progress_bar(file_name, progress) as report:
+                job = _Download(file_name, url, folder, timeout_s, report)
+                _download(job)
+            return _publish(job, sha256)
+    except OSError as error:  # of the file system: those of the network became _Interrupted
+        advice = "set $HEAR_PRETRAINEDSED_HOME to a folder that can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some room or set $HEAR_PRETRAINEDSED_HOME to a larger place"
+        raise FetchError(f"cannot write {file_name} in {folder} ({error}): {advice}") from error
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The remote file that a part is the beginning of."""
+
+    url: str
+    validator: str | None
+    n_bytes: int | None
+
+
+@dataclass
+class _Download:
+    """A call of `fetch` that has to use the network."""
+
+    name: str
+    url: str
+    folder: Path
+    timeout_s: float
+    report: Callable[[int, int | None], None]
+    connected: bool = False
+    n_restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self.part = self.folder / f"{self.name}.part"
+        self.source_file = self.folder / f"{self.name}.part.json"
+
+    @property
+    def n_done(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def error(self, why: object) -> FetchError:
+        by_hand = f"put the file by hand into {self.folder} under that name"
+        return FetchError(f"cannot fetch {self.name} from {self.url}: {why}; {by_hand}")
+
+    def reason(self, error: object) -> str:
+        silent = f"nothing came for {self.timeout_s:g} s"
+        return silent if isinstance(error, TimeoutError) else str(error) or repr(error)
+
+    def source(self) -> _Source | None:
+        """Read what the part is the beginning of; None if that is not known well enough."""
+        try:
+            source = _Source(**json.loads(self.source_file.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return source if source.url == self.url and source.validator else None
+
+    def drop(self) -> None:
+        """Remove the part first and what tells its source then, for a kill in between."""
+        self.n_restarts += self.n_done > 0
+        self.part.unlink(missing_ok=True)
+        self.source_file.unlink(missing_ok=True)
+
+
+def _download(job: _Download) -> None:
+    """Fill the part, in as many attempts as it takes while they bring something new."""
+    n_failed = 0
+    while True:
+        n_before = job.n_done
+        try:
+            return _attempt(job)
+        except _Interrupted as trouble:
+            n_failed = 1 if job.n_done > n_before else n_failed + 1
+            # A server that cannot continue a file brings bytes each time, and they are lost again.
+            if max(n_failed, job.n_restarts) >= N_ATTEMPTS:
+                kept = f" ({job.n_done} bytes are kept for the next call)" if job.n_done else ""
+                raise job.error(f"{trouble}{kept}") from trouble
+        time.sleep(BACKOFF_S[min(n_failed, len(BACKOFF_S)) - 1])
+
+
+def _attempt(job: _Download) -> None:
+    """Make one request and write what it brings; returns when the part is whole."""
+    source = job.source()
+    n_done = job.n_done if source else 0
+    if source and 0 < n_done == source.n_bytes:  # stopped between the last byte and the checks
+        return
+    with _open(job, source, n_done) as response:
+        if response.status == 206:
+            n_bytes = _continued_length(job, response.headers, source, n_done)
+            _receive(job, response, n_done, n_bytes, b"")
+            return
+        n_bytes = response.length
+        head = _read(job, response, CHUNK_BYTES)
+        kind = response.headers.get_content_type()
+        is_page = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE_STARTS)
+        if is_page or kind in ("text/html", "application/xhtml+xml"):
+            raise job.error(f"the server sent a web page ({kind}) in its place")
+        job.drop()
+        source = _Source(job.url, _validator(response.headers), n_bytes)
+        job.source_file.write_text(json.dumps(asdict(source)), encoding="utf-8")
+        _receive(job, response, 0, n_bytes, head)
+
+
+def _open(job: _Download, source: _Source | None, n_done: int) -> HTTPResponse:
+    headers = {"User-Agent": "hear_pretrainedsed", "Accept-Encoding": "identity"}
+    if source and source.validator and n_done:
+        headers |= {"Range": f"bytes={n_done}-", "If-Range": source.validator}
+    try:
+        request = urllib.request.Request(job.url, headers=headers)
+        response = urllib.request.urlopen(request, timeout=job.timeout_s)
+    except urllib.error.HTTPError as error:
+        error.close()
+        answer = f"the server answered {error.code} {error.reason}"
+        if error.code == 416:  # it has no such byte: the part belongs to some other file
+            job.drop()
+        elif error.code not in (408, 429) and error.code < 500:
+            raise job.error(answer) from error
+        raise _Interrupted(answer) from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        lost = isinstance(reason, TimeoutError | ConnectionResetError)
+        # No name, no route, a refusal: offline, unless there was a connection a moment ago.
+        if isinstance(error, urllib.error.URLError | ValueError) and not (lost or job.connected):
+            raise job.error(f"cannot reach the server ({reason})") from error
+        raise _Interrupted(job.reason(reason)) from error
+    job.connected = True
+    return response
+
+
+def _validator(headers: Message) -> str | None:
+    """What If-Range may carry: a strong ETag, else the date (RFC 9110, 13.1.5)."""
+    etag = headers["ETag"]
+    return etag if etag and not etag.startswith("W/") else headers["Last-Modified"]
+
+
+def _continued_length(job: _Download, headers: Message, source: _Source | None, n_done: int) -> int:
+    """Check that a partial answer continues the part; return the length of the whole file."""
+    match = re.fullmatch(r"\s*bytes (\d+)-\d+/(\d+)\s*", headers["Content-Range"] or "")
+    if match and source and int(match[1]) == n_done and source.n_bytes in (None, int(match[2])):
+        # Some servers send a part of the new file although If-Range names the old one.
+        if _validator(headers) in (None, source.validator):
+            return int(match[2])
+    job.drop()
+    raise _Interrupted(f"the server sent a part that does not continue byte {n_done}")
+
+
+def _receive(
+    job: _Download, response: HTTPResponse, n_done: int, n_bytes: int | None, chunk: bytes
+) -> None:
+    with open(job.part, "ab") as file:
+        while True:
+            file.write(chunk)
+            file.flush()  # a killed process leaves all that it had got
+            n_done += len(chunk)
+            job.report(n_done, n_bytes)
+            if n_done == n_bytes:
+                return
+            chunk = _read(job, response, min(CHUNK_BYTES, (n_bytes or sys.maxsize) - n_done))
+            if not chunk and n_bytes is None:
+                return
+            if not chunk:
+                raise _Interrupted(f"the connection ended after {n_done} of {n_bytes} bytes")
+
+
+def _read(job: _Download, response: HTTPResponse, n_bytes: int) -> bytes:
+    try:
+        return response.read1(n_bytes)
+    except (OSError, HTTPException) as error:
+        raise _Interrupted(job.reason(error)) from error
+
+
+def _publish(job: _Download, sha256: str | None) -> Path:
+    """Give a whole part its own name if its bytes are right, else remove it."""
+    with open(job.part, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
+        file.seek(0)
+        # torch.save writes a zip archive. Its end shows that a server announced too little.
+        is_cut = file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(file)
+        os.fsync(file.fileno())
+    if sha256 and digest != sha256.lower() or is_cut or not job.n_done:
+        why = f"its sha256 is {digest} and should be {sha256}" if sha256 else "the file is cut off"
+        n_bytes = job.n_done
+        job.drop()
+        raise job.error(f"{why}; the {n_bytes} bytes that came were removed")
+    os.replace(job.part, job.folder / job.name)
+    job.source_file.unlink(missing_ok=True)
+    return job.folder / job.name
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold this lock. Its file stays: to remove it would let two processes hold two locks."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress_bar(file_name: str, show: bool | None) -> Iterator[Callable[[int, int | None], None]]:
+    if not (sys.stderr.isatty() if show is None else show) or find_spec("rich") is None:
+        yield lambda n_done, n_bytes: None
+        return
+    from rich import console, progress
+
+    columns = ("{task.description}", progress.BarColumn(), progress.DownloadColumn())
+    stderr = console.Console(stderr=True)
+    with progress.Progress(*columns, progress.TimeRemainingColumn(), console=stderr) as bar:
+        task = bar.add_task(file_name, total=None)
+        yield lambda n_done, n_bytes: bar.update(task, completed=n_done, total=n_bytes)
+
+
+@dataclass(frozen=True)
+class HashRecord:
+    """The sha256 of a file, the first one recorded for it (None: now first), and equal files."""
+
+    key: str
+    sha256: str
+    recorded: str | None
+    twins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    sha256: str
+    n_bytes: int
+    mtime_ns: int  # -1 while the file is too young for its mtime to tell two versions apart
+
+
+def record_sha256(path: str | Path) -> HashRecord:
+    """Record the sha256 of a file at its first load; compare, and warn of changes, at later ones.
+
+    Records are in `sha256.json` in the cache folder. The key of a file in that folder is its name:
+    a published file, whose first hash stays until its entry is removed, so that every load of other
+    bytes warns. The key of a file elsewhere is its absolute path: the user's own, whose change is
+    told once. Files of different names and equal bytes warn too. A file with the size and mtime of
+    its entry is not hashed again. Raises OSError if `path` cannot be read, and nothing else.
+    """
+    path, folder = Path(path), cache_folder()
+    parent = path.parent.resolve()
+    published = parent == folder.resolve()
+    key = path.name if published else str(parent / path.name)
+    records = _read_records(folder) or {}
+    old = records.get(key)
+    new = _measure(path, old)
+    was = old.sha256 if old else None
+    changed = was not in (None, new.sha256)
+    if changed:
+        accept = f"if that is meant, remove its entry from {folder / RECORDS_NAME}"
+        then = accept if published else "from now on that is its recorded one"
+        warnings.warn(f"{key}: sha256 was {was}, is {new.sha256}; {then}", stacklevel=2)
+    if new != old and not (changed and published):
+        _save_entry(folder, key, new)
+    same = [k for k, entry in records.items() if entry.sha256 == new.sha256]
+    twins = [k for k in same if Path(k).name != path.name and os.path.exists(folder / k)]
+    if twins:
+        others = ", ".join(twins)
+        warnings.warn(f"{key} has the bytes of {others}: is it what its name says?", stacklevel=2)
+    return HashRecord(key, new.sha256, was, tuple(twins))
+
+
+def _measure(path: Path, known: _Entry | None) -> _Entry:
+    with open(path, "rb") as file:
+        stat = os.fstat(file.fileno())
+        if known and (known.n_bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return known
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    is_young = time.time_ns() - stat.st_mtime_ns < FRESH_NS
+    return _Entry(digest, stat.st_size, -1 if is_young else stat.st_mtime_ns)
+
+
+def _checked(path: Path, sha256: str | None) -> Path:
+    """Check a file that is there against the registry's sha256."""
+    known = (_read_records(path.parent) or {}).get(path.name)
+    if sha256 and (digest := _measure(path, known).sha256) != sha256.lower():
+        advice = "remove the file to have it fetched, or load it by its path"
+        raise FetchError(f"the sha256 of {path} is {digest} and should be {sha256}: {advice}")
+    return path
+
+
+def _read_records(folder: Path) -> dict[str, _Entry] | None:
+    """Read all entries; None if the file is there and cannot be used."""
+    try:
+        content = json.loads((folder / RECORDS_NAME).read_text(encoding="utf-8"))
+        return {str(key): _Entry(**entry) for key, entry in content.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _save_entry(folder: Path, key: str, entry: _Entry) -> None:
+    path, new = folder / RECORDS_NAME, folder / f"{RECORDS_NAME}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{RECORDS_NAME}.lock"):
+            records = _read_records(folder)
+            if records is None:
+                aside = path.with_suffix(".json.unusable")
+                os.replace(path, aside)
+                warnings.warn(f"{path} was unusable: moved to {aside}, begun anew", stacklevel=3)
+            content = {k: asdict(e) for k, e in ((records or {}) | {key: entry}).items()}
+            new.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            os.replace(new, path)
+    except OSError as error:  # a cache folder that others share may be read-only
+        warnings.warn(f"cannot record the sha256 of {key} in {path} ({error})", stacklevel=3)
