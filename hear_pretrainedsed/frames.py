@@ -68,6 +68,18 @@ class FrameGrid:
             x = nn.functional.interpolate(x, n_frames, mode="linear", align_corners=False)
         return x.transpose(1, 2)
 
+    def pool_spec(self, spec: Tensor, first_centre_samples: int, hop_samples: int = 160) -> Tensor:
+        """Spec (batch, 1, mels, spec_frames) of one window -> its mean in each frame.
+
+        A spec frame belongs to the frame that holds its centre. Returns (batch, 250, mels).
+        """
+        x = spec[:, 0].transpose(1, 2)
+        centres = first_centre_samples + hop_samples * torch.arange(x.shape[1], device=x.device)
+        frame = centres // self.hop_samples
+        x, frame = x[:, frame < self.window_frames], frame[frame < self.window_frames]
+        sums = x.new_zeros(len(x), self.window_frames, x.shape[2]).index_add_(1, frame, x)
+        return sums / torch.bincount(frame, minlength=self.window_frames)[:, None]
+
     def plan(self, n_samples: int, windowing: str) -> list[Piece]:
         """How a clip of `n_samples` is cut into windows.
 

@@ -72,6 +72,8 @@ class FrontEnd(nn.Module):
 
     window: Tensor
     filters: Tensor
+    #: centre of the first spec frame, in samples; the others follow every 160
+    first_centre_samples: int = 0
 
     def __init__(self, window: Tensor, filters: Tensor, n_fft: int) -> None:
         super().__init__()
@@ -101,6 +103,8 @@ class KaldiMel(FrontEnd):
 
     25 ms frames every 10 ms without padding: 998 of them in 160 000 samples.
     """
+
+    first_centre_samples = 200
 
     def __init__(
         self,

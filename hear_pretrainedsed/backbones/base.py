@@ -48,6 +48,11 @@ class Backbone(nn.Module):
         """How many blocks there are."""
         return sum(1 for _ in self.blocks_)
 
+    @property
+    def block_dims(self) -> list[int]:
+        """Width of what `readout` makes of each block's output."""
+        return [self.embed_dim] * self.n_blocks
+
     def embed(self, spec: Tensor) -> Tensor:
         """spec -> input of the first block."""
         raise NotImplementedError

@@ -124,11 +124,14 @@ class FrameMobileNet(Backbone):
         channels = round8(STEM * width)
         stem = conv_norm(1, channels, 3, (2, 2), act=nn.Hardswish)
         features: list[nn.Module] = [stem]
+        self._dims = [channels]
         for row in ROWS:
             features.append(InvertedResidual(channels, row, width))
             channels = round8(row.out * width)
+            self._dims.append(channels)
         self.embed_dim = 6 * channels
         features.append(conv_norm(channels, self.embed_dim, act=nn.Hardswish))
+        self._dims.append(self.embed_dim)
         self.features = nn.Sequential(*features)
 
     @staticmethod
@@ -140,6 +143,11 @@ class FrameMobileNet(Backbone):
     def blocks_(self) -> nn.Sequential:
         """The stem, the 15 inverted residuals and the last convolution."""
         return self.features
+
+    @property
+    def block_dims(self) -> list[int]:
+        """Channels of each block."""
+        return self._dims
 
     def embed(self, spec: Tensor) -> Tensor:
         """The spec itself: the stem is the first block."""

@@ -1,0 +1,149 @@
+"""HEAR's common API, written once: load_model, get_timestamp_embeddings, get_scene_embeddings.
+
+https://hearbenchmark.com/hear-api.html. Also `detect`, the everyday entry.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from hear_pretrainedsed.audio import read_audio
+from hear_pretrainedsed.checkpoints import load_weights
+from hear_pretrainedsed.events import Event, scores_to_events
+from hear_pretrainedsed.fetch import fetch
+from hear_pretrainedsed.model import PRECISIONS, Options, SEDModel, build_checkpoint
+from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint, get_checkpoint, unknown
+
+
+def load_model(
+    model_file_path: str | os.PathLike[str] = "",
+    *,
+    checkpoint: str | None = None,
+    device: str | torch.device | None = None,
+    **options: object,
+) -> SEDModel:
+    """Load a checkpoint, ready for inference.
+
+    Args:
+        model_file_path: weights in any published layout; "" takes the published file from the
+            cache folder, and downloads it when it is not there.
+        checkpoint: its name, as in `list_checkpoints()`; may be left out when the file still has
+            its published name.
+        device: where to put the model; None: the CPU (HEAR's tools move it themselves).
+        options: fields of `hear_pretrainedsed.model.Options`.
+
+    Raises:
+        ValueError: unknown checkpoint or option, or a file that does not hold the checkpoint.
+    """
+    facts = _which(model_file_path, checkpoint)
+    allowed = [f.name for f in fields(Options)]
+    for name in options:
+        if name not in allowed:
+            raise ValueError(unknown("option", name, allowed))
+    chosen = Options(**options)
+    path = Path(model_file_path) if model_file_path else None
+    path = path or fetch(facts.file, facts.url, facts.sha256)
+    with torch.device("meta"):  # the file fills every tensor: no time for random ones
+        model = build_checkpoint(facts, chosen)
+    load_weights(model, path, facts)
+    model.layer_indices(chosen.layer if chosen.layer is not None else "all")  # refuse it now
+    precision = PRECISIONS[chosen.precision]
+    model.backbone.to(precision)
+    model.sequence_model.to(precision)
+    model.requires_grad_(True).eval()
+    return model.to(device) if device is not None else model
+
+
+def _which(path: str | os.PathLike[str], name: str | None) -> Checkpoint:
+    if name is not None:
+        return get_checkpoint(name)
+    file_name = Path(path).name
+    for checkpoint in CHECKPOINTS.values():
+        if checkpoint.file == file_name:
+            return checkpoint
+    raise ValueError(
+        f"which checkpoint does {str(path)!r} hold? Its name is no published file's: "
+        'give checkpoint="...", one of hear_pretrainedsed.list_checkpoints()'
+    )
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio: Tensor, model: SEDModel) -> tuple[Tensor, Tensor]:
+    """Embeddings over time.
+
+    Args:
+        audio: (batch, samples) in [-1, 1] at `model.sample_rate`, any length.
+        model: from `load_model`.
+
+    Returns:
+        embeddings (batch, frames, `model.timestamp_embedding_size`), float32, and the frames'
+        centres in ms (batch, frames): (i + 0.5) * 40, none beyond the clip's end.
+    """
+    embeddings = model.embeddings(audio)
+    timestamps = model.grid.timestamps_ms(embeddings.shape[1]).to(embeddings.device)
+    return embeddings, timestamps.expand(len(embeddings), -1).clone()
+
+
+@torch.no_grad()
+def get_scene_embeddings(audio: Tensor, model: SEDModel) -> Tensor:
+    """One embedding a clip, the mean over its frames: (batch, `model.scene_embedding_size`)."""
+    return model.embeddings(audio).mean(dim=1)
+
+
+def detect(
+    audio: Tensor | str | os.PathLike[str],
+    model: SEDModel,
+    threshold: float | Sequence[float] = 0.5,
+    **options: object,
+) -> list[Event] | list[list[Event]]:
+    """Events in a file, in one clip (samples,), or in each clip of (batch, samples).
+
+    Args:
+        audio: a path, or audio at `model.sample_rate`.
+        model: one with a trained head.
+        threshold: scores above it are events; one number or one a class.
+        options: further keywords of `hear_pretrainedsed.events.scores_to_events`.
+
+    Returns:
+        A list of `Event`, or a list of lists for a batch.
+    """
+    if not isinstance(audio, Tensor):
+        audio = read_audio(audio, model.sample_rate)
+    batch = audio if audio.ndim > 1 else audio[None]
+    duration_s = batch.shape[-1] / model.sample_rate
+    found = [
+        scores_to_events(
+            scores, model.labels, threshold=threshold, duration_s=duration_s, **options
+        )
+        for scores in model.scores(batch).cpu()
+    ]
+    return found if audio.ndim > 1 else found[0]
+
+
+def add_hear_modules(package: str) -> None:
+    """Make one importable HEAR module for each checkpoint, `package`.<name with underscores>.
+
+    HEAR's tools take a module's name and file results under it, so every checkpoint needs one.
+    """
+    for checkpoint in CHECKPOINTS.values():
+        module = _hear_module(f"{package}.{checkpoint.module}", checkpoint.name)
+        sys.modules[module.__name__] = module
+        setattr(sys.modules[package], checkpoint.module, module)
+
+
+def _hear_module(module_name: str, checkpoint: str) -> ModuleType:
+    module = ModuleType(module_name, f"HEAR module of the checkpoint {checkpoint}.")
+    load: Callable[..., SEDModel] = partial(load_model, checkpoint=checkpoint)
+    module.load_model = load
+    module.get_timestamp_embeddings = get_timestamp_embeddings
+    module.get_scene_embeddings = get_scene_embeddings
+    return module

@@ -1,0 +1,238 @@
+"""Files -> weights in a model: read, rename, compare as sets, copy; or one clear error.
+
+Layouts: PretrainedSED releases (`model.<...>`, `strong_head.*`, `weak_head.*`, `seq_model.*`),
+files of the backbones' own authors, and this project's own (.pt or .safetensors).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hear_pretrainedsed.fetch import record_sha256
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint
+
+#: names of heads and sequence model: published -> here
+TOP_NAMES = (
+    (r"^strong_head\.", "head.strong."),
+    (r"^weak_head\.", "head.weak."),
+    (r"^seq_model\.", "sequence_model."),
+)
+N_SHOWN = 5
+
+
+class CheckpointError(ValueError):
+    """A file that does not hold the checkpoint it was given for; the model is left as it was."""
+
+
+@dataclass
+class Loaded:
+    """What `load_weights` found: layout, sha256 of the file, and the keys it left out."""
+
+    path: Path
+    layout: str
+    sha256: str
+    left_out: list[str] = field(default_factory=list)
+
+
+def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> Loaded:
+    """Fill `model` from the file `path`, which has to hold `checkpoint`; all or nothing.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds something else, lacks or has more keys than
+            the model, or other shapes. The message names file, checkpoint and first differences.
+    """
+    path = Path(path)
+    _check_name(path, checkpoint)
+    state, layout, left_out = _translate(model, _read(path), path, checkpoint)
+    _compare(model, state, path, checkpoint)
+    dtype = torch.float32
+    state = {k: v.to(dtype).clone() if v.is_floating_point() else v for k, v in state.items()}
+    if model.head is not None and "head.weak.weight" not in state:
+        model.head.weak = None  # never at random values
+        left_out.append("(no weak_head in the file: the model has no clip scores)")
+    model.load_state_dict(state, strict=True, assign=True)
+    loaded = Loaded(path, layout, record_sha256(path).sha256, left_out)
+    model.provenance = {
+        "checkpoint": checkpoint.name,
+        "file": path.name,
+        "sha256": loaded.sha256,
+        "layout": layout,
+        "left_out": left_out,
+    }
+    return loaded
+
+
+def save_weights(model: SEDModel, path: str | Path) -> None:
+    """Write the model in this project's own layout, atomically; the ending decides the format.
+
+    `.safetensors` and `.pt` hold the same names; safetensors also the checkpoint's name and class
+    list as metadata.
+    """
+    path = Path(path)
+    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        facts = {"checkpoint": model.provenance.get("checkpoint"), "labels": model.labels}
+        save_file(state, part, metadata={"hear_pretrainedsed": json.dumps(facts)})
+    elif path.suffix == ".pt":
+        torch.save(state, part)
+    else:
+        raise ValueError(f"cannot write weights to {path}: the name has to end in .safetensors or .pt")
+    part.replace(path)
+
+
+def _check_name(path: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a published file given for another checkpoint: contents cannot always tell."""
+    other = next((c for c in CHECKPOINTS.values() if c.file == path.name), checkpoint)
+    if other.name != checkpoint.name:
+        raise CheckpointError(
+            f"{path} is the published file of {other.name}, not of {checkpoint.name} "
+            f"({checkpoint.file})"
+        )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by name."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning's settings
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} is refused: {_cause(error)}") from error
+    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds on bad bytes
+        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_cause(error)}") from error
+    return _tensors(content, path)
+
+
+def _cause(error: Exception) -> str:
+    """First line of an error, without advice on how to switch the safety off."""
+    text = str(error).strip().splitlines()
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?([\w.]+\.[\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        return f"it is not a plain file of tensors; it holds Python objects or code{what}"
+    return (text[0] if text else type(error).__name__)[:200]
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensor dictionary inside what a file holds: itself, or under "model", "state_dict"."""
+    while isinstance(content, Mapping):
+        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        inner = [k for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)]
+        if tensors and not inner:
+            return {str(k): v for k, v in tensors.items()}
+        if not inner:
+            break
+        content = content[inner[0]]
+    raise CheckpointError(f"{path} holds no tensors by name")
+
+
+def _translate(
+    model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: Checkpoint
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Bring a file's names to the model's: (state, layout, names left out)."""
+    body = model.backbone
+    expected = set(body.state_dict())
+    top = {name: new for name in state if (new := _top_name(name)) != name}
+    rest = [name for name in state if name not in top]
+
+    def below(prefix: str) -> dict[str, str]:
+        found = {n: body.rename(n[len(prefix) :]) for n in rest if n.startswith(prefix)}
+        return {n: new for n, new in found.items() if new in expected}
+
+    layouts = {"own": ["backbone."], "release": body.prefixes, "upstream": body.upstream_prefixes}
+    found, layout = max(
+        ((below(prefix), layout) for layout, prefixes in layouts.items() for prefix in prefixes),
+        key=lambda pair: len(set(pair[0].values())),
+    )
+    if not found:
+        first = ", ".join(list(state)[:3])
+        raise CheckpointError(
+            f"{path} does not hold {checkpoint.name}: none of its {len(state)} keys belongs to "
+            f"{checkpoint.backbone} (it begins with {first})"
+        )
+    names = {n: f"backbone.{new}" for n, new in found.items()}
+    left_out = []
+    for name in state:
+        if name in found:
+            continue
+        new = name if layout == "own" else top.get(name, name)
+        if layout == "upstream" or _unused(model, name, new):
+            left_out.append(name)
+        else:
+            names[name] = new
+    return _gather(state, names, path), layout, left_out
+
+
+def _top_name(name: str) -> str:
+    for pattern, replacement in TOP_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _unused(model: SEDModel, name: str, new: str) -> bool:
+    """Whether a key has no use here: a listed one, or a head where no trained one is wanted."""
+    if any(re.fullmatch(pattern, name) for pattern in model.backbone.unused_keys):
+        return True
+    return new.startswith("head.") and model.head is None
+
+
+def _gather(state: dict[str, Tensor], names: dict[str, str], path: Path) -> dict[str, Tensor]:
+    """Tensors under their new names; several names of one tensor have to agree."""
+    out: dict[str, Tensor] = {}
+    for name, new in names.items():
+        if new in out and not torch.equal(out[new], state[name]):
+            raise CheckpointError(f"{path}: {name} should repeat {new}, and differs from it")
+        out[new] = state[name]
+    return out
+
+
+def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: Checkpoint) -> None:
+    """Compare names and shapes as sets; raise on any difference."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in ("head.weak.weight", "head.weak.bias"):  # a file without clip head is complete
+        if model.head is not None and "head.weak.weight" not in state:
+            expected.pop(name, None)
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    # Counters of batches seen are no weights; files from before they existed lack them.
+    missing = sorted(expected.keys() - given.keys())
+    foreign = sorted(given.keys() - expected.keys())
+    shapes = [
+        f"{name} has {given[name]}, not {expected[name]}"
+        for name in sorted(expected.keys() & given.keys())
+        if given[name] != expected[name]
+    ]
+    parts = [
+        f"{len(found)} {what}: {', '.join(found[:N_SHOWN])}{', ...' if len(found) > N_SHOWN else ''}"
+        for what, found in (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
+        if found
+    ]
+    if not parts:
+        return
+    hint = ""
+    if any(name.startswith("head.strong") for name in missing):
+        hint = "; it has no trained strong head: is it an SSL or weak file?"
+    if any(name.startswith("sequence_model.") for name in foreign):
+        hint = "; it holds a sequence model, which this checkpoint does not have"
+    raise CheckpointError(f"{path} does not hold {checkpoint.name}: {'; '.join(parts)}{hint}")

@@ -1,0 +1,334 @@
+"""SEDModel: audio in, frames and scores out; the whole data flow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hear_pretrainedsed.audio import check_audio, resample
+from hear_pretrainedsed.frames import WINDOWINGS, FrameGrid
+from hear_pretrainedsed.frontends import SAMPLE_RATE
+from hear_pretrainedsed.heads import AttentionHead, LinearHead, NoHeadError
+from hear_pretrainedsed.registry import (
+    BACKBONES,
+    SEQUENCE_MODELS,
+    Checkpoint,
+    read_labels,
+    unknown,
+)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Layers = int | Sequence[int] | str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may set about a loaded model.
+
+    layer: None for the final output, a block's index, several, or "all"; for HEAR embeddings.
+    windowing: "reference" (10 s after 10 s, as the originals) or "overlap" (every 5 s).
+    sample_rate: of the audio that comes in, Hz; resampled inside when it is not 16 000.
+    precision: "fp32" or "bf16", of backbone and sequence model; what comes out is float32.
+    concat_mel: append the spec, averaged over each frame, to HEAR embeddings.
+    batch_size: windows computed at a time; None: 8, and 32 on a GPU.
+    """
+
+    layer: Layers = None
+    windowing: str = "reference"
+    sample_rate: int = SAMPLE_RATE
+    precision: str = "fp32"
+    concat_mel: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.windowing not in WINDOWINGS:
+            raise ValueError(unknown("windowing", self.windowing, WINDOWINGS))
+        if self.precision not in PRECISIONS:
+            raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        for name in ("sample_rate", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it has to be a positive whole number")
+
+
+class Step(NamedTuple):
+    """One line of `SEDModel.trace`."""
+
+    name: str
+    shape: tuple[int, ...]
+    hop_ms: float
+    ms: float
+
+
+class SEDModel(nn.Module):
+    """Front end, backbone, frame grid, sequence model and head, one after the other.
+
+    Attributes: `labels` (class names in the order of the head's outputs, or None without a head),
+    `options`, `provenance` (checkpoint, file, sha256, what was left out; set by `load_weights`).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        sequence_model: nn.Module | None = None,
+        head: nn.Module | None = None,
+        labels: tuple[str, ...] | None = None,
+        options: Options | None = None,
+    ) -> None:
+        super().__init__()
+        with torch.device("cpu"):  # computed, never loaded: also when the rest is on "meta"
+            self.frontend = backbone.build_frontend()
+        self.backbone = backbone
+        self.grid = FrameGrid()
+        self.sequence_model = sequence_model or nn.Identity()
+        self.head = head
+        self.labels = labels
+        self.options = options or Options()
+        self.provenance: dict[str, object] = {}
+
+    # ---- one window: the data flow ----
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Windows (n, 160000) at 16 kHz -> frames (n, 250, dim); differentiable."""
+        spec = self.frontend(windows)
+        tokens = self.backbone(spec.to(self.dtype))
+        frames = self.grid.to_frames(tokens)
+        return self.sequence_model(frames).float()
+
+    def layer_frames(self, windows: Tensor, layers: Sequence[int]) -> Tensor:
+        """Windows (n, 160000) -> the blocks' outputs side by side (n, 250, sum of dims)."""
+        spec = self.frontend(windows)
+        tokens = self.backbone.block_tokens(spec.to(self.dtype), layers)
+        return torch.cat([self.grid.to_frames(x).float() for x in tokens], dim=2)
+
+    def mel_frames(self, windows: Tensor) -> Tensor:
+        """Windows (n, 160000) -> spec averaged over each frame (n, 250, mels)."""
+        return self.grid.pool_spec(self.frontend(windows), self.frontend.first_centre_samples)
+
+    # ---- audio of any length ----
+
+    def frames(self, audio: Tensor, layer: Layers = None) -> Tensor:
+        """Audio (batch, samples), any length -> frames (batch, frames, dim), without gradients.
+
+        With `layer` the output of that block, before final norm and sequence model: an index
+        (negative ones count from the last), several of them (side by side in dim), or "all":
+        (batch, blocks, frames, dim), for a learned sum.
+        """
+        if layer is None:
+            return self._over_windows(audio, self.forward)
+        layers = self.layer_indices(layer)
+        if layer == "all" and len(set(self.backbone.block_dims)) > 1:
+            raise ValueError(
+                'layer="all" stacks blocks of one width, and here they are '
+                f"{self.backbone.block_dims}: give a list of blocks instead"
+            )
+        frames = self._over_windows(audio, lambda windows: self.layer_frames(windows, layers))
+        if layer != "all":
+            return frames
+        return frames.unflatten(2, (len(layers), -1)).transpose(1, 2)
+
+    def logits(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> logits (batch, frames, classes)."""
+        return self._head("logits")(self.frames(audio))
+
+    def scores(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> scores (batch, frames, classes) in 0..1."""
+        out = self._head()(self.frames(audio))
+        return out.sigmoid() if self.head.emits == "logits" else out
+
+    def weak_logits(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> clip logits (batch, classes)."""
+        return self._head("logits").clip(self.frames(audio))
+
+    def weak_scores(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> clip scores (batch, classes) in 0..1."""
+        out = self._head().clip(self.frames(audio))
+        return out.sigmoid() if self.head.emits == "logits" else out
+
+    def embeddings(self, audio: Tensor) -> Tensor:
+        """HEAR's embeddings under `options`: (batch, samples) -> (batch, frames, dim)."""
+        layer = self.options.layer
+        layers = None if layer is None else self.layer_indices(layer)
+
+        def compute(windows: Tensor) -> Tensor:
+            found = [self.forward(windows) if layers is None else self.layer_frames(windows, layers)]
+            if self.options.concat_mel:
+                found.append(self.mel_frames(windows))
+            return torch.cat(found, dim=2)
+
+        return self._over_windows(audio, compute)
+
+    @torch.no_grad()
+    def _over_windows(self, audio: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Split audio, compute (n, 160000) -> (n, 250, dim) chunk by chunk, join."""
+        audio = self._prepare(audio)
+        size = self.options.batch_size or (32 if audio.is_cuda else 8)
+        out: Tensor | None = None
+        for windows, chunk in self.grid.windows(audio, self.options.windowing, size):
+            frames = compute(windows)
+            if out is None:
+                shape = (len(audio), self.grid.n_frames(audio.shape[1]), frames.shape[2])
+                out = frames.new_empty(shape)
+            self.grid.join(frames, chunk, out)
+        assert out is not None
+        return out
+
+    def _prepare(self, audio: Tensor) -> Tensor:
+        """Check audio, bring it to the model's device and to 16 kHz."""
+        check_audio(audio)
+        if self.options.sample_rate != SAMPLE_RATE:
+            audio = resample(audio, self.options.sample_rate, SAMPLE_RATE)
+        return audio.to(self.device, torch.float32)
+
+    def _head(self, wanted: str = "scores") -> nn.Module:
+        """The head, or an error that says what to do without one."""
+        name = self.provenance.get("checkpoint", "this model")
+        if self.head is None:
+            raise NoHeadError(
+                f"{name} has no trained head, so it has no {wanted}: train one with `probe` "
+                "(backbone frozen) or `finetune`, or take a strong checkpoint"
+            )
+        if wanted == "logits" and self.head.emits != "logits":
+            raise NoHeadError(f"the head of {name} emits {self.head.emits}: it has no logits")
+        return self.head
+
+    # ---- facts ----
+
+    def layer_indices(self, layer: Layers) -> list[int]:
+        """`layer` as block indices 0..n_blocks - 1; `ValueError` on anything else."""
+        n = self.backbone.n_blocks
+        if layer == "all":
+            return list(range(n))
+        given = [layer] if isinstance(layer, int) else layer
+        fits = isinstance(given, list | tuple) and given and all(
+            isinstance(i, int) and not isinstance(i, bool) and -n <= i < n for i in given
+        )
+        if not fits:
+            raise ValueError(
+                f"layer is {layer!r}; allowed: whole numbers from {-n} to {n - 1}, "
+                'a list of them, or "all"'
+            )
+        return [i % n for i in given]
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate in Hz that audio is expected at."""
+        return self.options.sample_rate
+
+    @property
+    def frame_dim(self) -> int:
+        """Width of `frames(audio)`."""
+        return getattr(self.sequence_model, "out_dim", self.backbone.embed_dim)
+
+    @property
+    def timestamp_embedding_size(self) -> int:
+        """Width of HEAR's timestamp embeddings under `options`."""
+        layer = self.options.layer
+        size = self.frame_dim
+        if layer is not None:
+            size = sum(self.backbone.block_dims[i] for i in self.layer_indices(layer))
+        return size + (self.frontend.n_mels if self.options.concat_mel else 0)
+
+    @property
+    def scene_embedding_size(self) -> int:
+        """Width of HEAR's scene embeddings: their mean over frames."""
+        return self.timestamp_embedding_size
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters, each once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the backbone computes in."""
+        return next(self.backbone.parameters()).dtype
+
+    @torch.no_grad()
+    def trace(self, audio: Tensor) -> list[Step]:
+        """The journey of audio (batch, samples) through its first window, one `Step` a stage."""
+        steps: list[Step] = []
+        audio = self._prepare(audio)
+
+        def step(name: str, function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+            start = time.perf_counter()
+            y = function(x)
+            ms = 1000 * (time.perf_counter() - start)
+            window_ms = 1000 * self.grid.window_samples / SAMPLE_RATE
+            steps.append(Step(name, tuple(y.shape), window_ms / y.shape[axis], ms))
+            return y
+
+        windows, _ = next(self.grid.windows(audio, self.options.windowing, len(audio)))
+        x = step("audio", lambda x: x, windows, 1)
+        x = step("spec", self.frontend, x, 3)
+        x = step("tokens", self.backbone, x.to(self.dtype), 1)
+        x = step("frames", self.grid.to_frames, x, 1)
+        if not isinstance(self.sequence_model, nn.Identity):
+            x = step("frames", self.sequence_model, x, 1)
+        if self.head is not None:
+            step(self.head.emits, self.head, x.float(), 1)
+        return steps
+
+
+HEADS = {"linear": LinearHead, "attention": AttentionHead}
+
+
+def build_model(
+    backbone: str,
+    *,
+    sequence_model: tuple[str, int] | None = None,
+    head: str | None = None,
+    labels: Sequence[str] | None = None,
+    options: Options | None = None,
+) -> SEDModel:
+    """A model at random weights, in eval mode: no file is read and nothing is printed.
+
+    `sequence_model` is (name, dim); `head` is a key of `HEADS` and needs `labels`.
+    """
+    if backbone not in BACKBONES:
+        raise ValueError(unknown("backbone", backbone, BACKBONES))
+    body = BACKBONES[backbone]()
+    sequence, dim = None, body.embed_dim
+    if sequence_model is not None:
+        name, width = sequence_model
+        if name not in SEQUENCE_MODELS:
+            raise ValueError(unknown("sequence model", name, SEQUENCE_MODELS))
+        sequence = SEQUENCE_MODELS[name](dim, width)
+        dim = sequence.out_dim
+    if (head is None) != (labels is None):
+        raise ValueError("a head needs labels, and labels need a head")
+    if head is not None and head not in HEADS:
+        raise ValueError(unknown("head", head, HEADS))
+    top = HEADS[head](dim, len(labels)) if head else None
+    model = SEDModel(
+        body,
+        sequence_model=sequence,
+        head=top,
+        labels=tuple(labels) if labels else None,
+        options=options,
+    )
+    return model.eval()
+
+
+def build_checkpoint(checkpoint: Checkpoint, options: Options | None = None) -> SEDModel:
+    """The network of a checkpoint, at random weights."""
+    labels = read_labels(checkpoint.labels) if checkpoint.labels else None
+    return build_model(
+        checkpoint.backbone,
+        sequence_model=checkpoint.sequence_model,
+        head="linear" if labels else None,
+        labels=labels,
+        options=options,
+    )

@@ -1,0 +1,149 @@
+"""BACKBONES and CHECKPOINTS: the only place that lists names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
+
+from torch import nn
+
+from hear_pretrainedsed.backbones.asit import ASiT
+from hear_pretrainedsed.backbones.atst_f import AtstFrame
+from hear_pretrainedsed.backbones.base import Backbone
+from hear_pretrainedsed.backbones.beats import Beats
+from hear_pretrainedsed.backbones.fpasst import FPaSST
+from hear_pretrainedsed.backbones.frame_mn import FrameMobileNet
+from hear_pretrainedsed.backbones.m2d import M2D
+from hear_pretrainedsed.sequence_models.gru import BiGru
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "asit": ASiT,
+    "atst_f": AtstFrame,
+    "beats": Beats,
+    "fpasst": FPaSST,
+    "frame_mn06": partial(FrameMobileNet, 0.6),
+    "frame_mn10": partial(FrameMobileNet, 1.0),
+    "m2d": M2D,
+}
+
+#: (frames' dim, model's dim) -> model
+SEQUENCE_MODELS: dict[str, Callable[[int, int], nn.Module]] = {"gru": BiGru}
+
+STAGES = ("ssl", "weak", "strong")
+PRETRAINEDSED = "https://github.com/fschmid56/PretrainedSED/releases/download/v0.0.1/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Facts about one published file. `labels` names the class list of its trained head."""
+
+    name: str
+    file: str
+    licence: str
+    release: str | None = PRETRAINEDSED
+    sha256: str | None = None  # None: nobody here has seen the file
+    labels: str | None = None
+    psds1: float | None = None  # AudioSet Strong, macro over 407 classes, no variance penalty
+    note: str = ""
+
+    @property
+    def backbone(self) -> str:
+        """Key of `BACKBONES`."""
+        return self.name.split(".")[0]
+
+    @property
+    def stage(self) -> str:
+        """`ssl`, `weak` or `strong`."""
+        return re.split(r"[-+]", self.name.split(".")[1])[0]
+
+    @property
+    def sequence_model(self) -> tuple[str, int] | None:
+        """(key of `SEQUENCE_MODELS`, dim), from the part of the name after the plus sign."""
+        _, plus, sequence = self.name.partition("+")
+        return (sequence.split("-")[0], int(sequence.split("-")[1])) if plus else None
+
+    @property
+    def url(self) -> str | None:
+        """Where the file is published."""
+        return self.release and self.release + self.file
+
+    @property
+    def module(self) -> str:
+        """Name of the checkpoint's HEAR module below `hear_pretrainedsed`."""
+        return re.sub(r"[.+-]", "_", self.name)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Keys in assets/references.bib: the backbone's paper and PretrainedSED's."""
+        own = "frame_mn" if self.backbone.startswith("frame_mn") else self.backbone
+        return (own, "pretrainedsed")
+
+
+MIT = "MIT"
+ATST_LICENCE = "CC BY 4.0"
+M2D_LICENCE = "NTT's own (see the M2D repository)"
+ASIT_LICENCE = "none stated (ASiT's repository has no licence file)"
+STRONG = "audioset_strong_train"
+DEIT = "an ImageNet DeiT initialisation: there is no audio SSL stage of this backbone"
+ONE_ADDRESS = "the sources give one address for M2D's SSL and Weak files: compare their sha256"
+
+_PUBLISHED = (
+    Checkpoint("asit.ssl", "ASIT_ssl.pt", ASIT_LICENCE),
+    Checkpoint("asit.weak", "ASIT_weak.pt", ASIT_LICENCE),
+    Checkpoint("asit.strong", "ASIT_strong_1.pt", ASIT_LICENCE, labels=STRONG, psds1=46.2),
+    Checkpoint("atst_f.ssl", "ATST-F_ssl.pt", ATST_LICENCE),
+    Checkpoint("atst_f.weak", "ATST-F_weak.pt", ATST_LICENCE),
+    Checkpoint("atst_f.strong", "ATST-F_strong_1.pt", ATST_LICENCE, labels=STRONG, psds1=45.8),
+    Checkpoint("beats.ssl", "BEATs_ssl.pt", MIT),
+    Checkpoint("beats.weak", "BEATs_weak.pt", MIT),
+    Checkpoint("beats.strong", "BEATs_strong_1.pt", MIT, labels=STRONG, psds1=46.5),
+    Checkpoint("fpasst.ssl", "fpasst_ssl.pt", MIT, note=DEIT),
+    Checkpoint("fpasst.weak", "fpasst_weak.pt", MIT),
+    Checkpoint("fpasst.strong", "fpasst_strong_1.pt", MIT, labels=STRONG, psds1=45.4),
+    Checkpoint("frame_mn06.strong", "frame_mn06_strong_1.pt", MIT, labels=STRONG, psds1=40.81),
+    Checkpoint("frame_mn10.strong", "frame_mn10_strong_1.pt", MIT, labels=STRONG, psds1=43.26),
+    Checkpoint("m2d.ssl", "M2D_ssl.pt", M2D_LICENCE, note=ONE_ADDRESS),
+    Checkpoint("m2d.weak", "M2D_weak.pt", M2D_LICENCE, note=ONE_ADDRESS),
+    Checkpoint("m2d.strong", "M2D_strong_1.pt", M2D_LICENCE, labels=STRONG, psds1=46.3),
+)
+
+CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _PUBLISHED}
+
+
+def list_checkpoints() -> list[str]:
+    """Names of all checkpoints, sorted."""
+    return sorted(CHECKPOINTS)
+
+
+def get_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint of this name; `ValueError` names the nearest one."""
+    if name not in CHECKPOINTS:
+        raise ValueError(unknown("checkpoint", name, CHECKPOINTS))
+    return CHECKPOINTS[name]
+
+
+def unknown(what: str, given: object, allowed: Iterable[object]) -> str:
+    """One line for a value that is not allowed: the value, the nearest match, what is allowed."""
+    names = [str(value) for value in allowed]
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {given!r}{hint} (one of: {', '.join(names)})"
+
+
+@cache
+def read_labels(name: str) -> tuple[str, ...]:
+    """Class list of assets/<name>.txt, in the order of the head's outputs."""
+    text = files("hear_pretrainedsed").joinpath("assets", f"{name}.txt").read_text("utf-8")
+    return tuple(text.splitlines())
+
+
+def bibtex(name: str) -> str:
+    """BibTeX entries of what a checkpoint asks to be cited for."""
+    path = files("hear_pretrainedsed").joinpath("assets", "references.bib")
+    entries = path.read_text("utf-8").strip().split("\n\n")
+    by_key = {re.search(r"{(\w+),", entry)[1]: entry for entry in entries}
+    return "\n\n".join(by_key[key] for key in get_checkpoint(name).references)
