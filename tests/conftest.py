@@ -1,0 +1,78 @@
+"""Fixtures: reference data beside the checkout, and stand-in weights.
+
+`../shared` (or $HEAR_PRETRAINEDSED_SHARED) holds the full reference data. Where it is missing, what
+can be checked against tests/golden still is, the rest is skipped, and the closing lines say how
+many checks had no reference data. In CI a missing folder is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(
+    os.environ.get("HEAR_PRETRAINEDSED_SHARED", Path(__file__).resolve().parents[2] / "shared")
+)
+WITHOUT_REFERENCE = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the list of checks that had no reference data; refuse CI without it."""
+    config.stash[WITHOUT_REFERENCE] = []
+    if os.environ.get("CI", "").lower() in ("true", "1") and not SHARED.is_dir():
+        pytest.exit(f"CI needs the reference data, and {SHARED} is missing", returncode=1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not checked."""
+    names = terminalreporter.config.stash[WITHOUT_REFERENCE]
+    if names:
+        terminalreporter.write_line(
+            f"{len(names)} checks had NO REFERENCE DATA ({SHARED.name}/ is not beside the "
+            f"checkout), the first: {names[0]}",
+            yellow=True,
+        )
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest) -> Path:
+    """The folder of reference data, or a skip that is counted."""
+    if not SHARED.is_dir():
+        request.config.stash[WITHOUT_REFERENCE].append(request.node.nodeid)
+        pytest.skip("no reference data")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own: nothing is read from or left in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("HEAR_PRETRAINEDSED_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """Two threads, whatever a test sets."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def release_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Rule-made weights of a checkpoint in its published layout and under its published name."""
+    from hear_pretrainedsed.registry import get_checkpoint
+    from hear_pretrainedsed.rule_weights import write_release_file
+
+    folder = tmp_path_factory.mktemp("released")
+
+    def write(checkpoint: str) -> Path:
+        path = folder / get_checkpoint(checkpoint).file
+        return path if path.exists() else write_release_file(checkpoint, path)
+
+    return write
