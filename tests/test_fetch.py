@@ -202,7 +202,7 @@ def test_redirect_is_followed_with_its_range(server: Server) -> None:
 
 
 # A transfer that is told in one line: the replies, and the Range of each GET that must follow.
-OTHER = random.Random(1).randbytes(250_000)
+OTHER = random.Random(1).randbytes(300_000)
 CUT = Reply(cut=100_000)
 DATED = {"etag": None, "date": "Sat, 21 Nov 2026 07:00:00 GMT"}
 TRANSFERS = {
@@ -216,7 +216,7 @@ TRANSFERS = {
     "changed": ([Reply(OTHER, '"two"', cut=100_000), Reply()], [None, 100_000]),
     "changed, If-Range ignored": (
         [Reply(OTHER, '"two"', cut=100_000), Reply(if_range=False)], [None, 100_000, None]),
-    "changed length, same ETag": ([Reply(OTHER, cut=100_000), Reply()], [None, 100_000, None]),
+    "changed length, same ETag": ([Reply(OTHER[:-9], cut=100_000), Reply()], [None, 100_000, None]),
     "wrong part": ([CUT, Reply(shift_bytes=7), Reply()], [None, 100_000, None]),
     "416": ([CUT, Reply(status=416), Reply()], [None, 100_000, None]),
     "announces too much": ([Reply(claim=400_000), Reply()], [None, 300_000, None]),
@@ -416,7 +416,7 @@ def test_file_put_there_by_hand(server: Server, cache: Path) -> None:
         ("", None, "'' is no bare file name"),
         ("x.part", "http://127.0.0.1/", "'x.part' is a name that the cache folder uses itself"),
         (NAME, "http://127.0.0.1:1/x", f"{NAME} from http://127.0.0.1:1/x: cannot reach .*cache "),
-        (NAME, "http://a.invalid/x", "cannot reach the server .no DNS.*by hand into .*cache under"),
+        (NAME, "http://a.invalid/x", "cannot reach the server .*no DNS.*by hand into .*cache under"),
         (NAME, "http://[bad/x", "cannot reach the server"),
     ],
 )
