@@ -140,12 +140,12 @@ class _Download:
         return silent if isinstance(error, TimeoutError) else str(error) or repr(error)
 
     def source(self) -> _Source | None:
-        """Read what the part is the beginning of; None if that is not known well enough."""
+        """Read what the part is the beginning of; None if that is not known."""
         try:
             source = _Source(**json.loads(self.source_file.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
-        return source if source.url == self.url and source.validator else None
+        return source if source.url == self.url else None
 
     def drop(self) -> None:
         """Remove the part first and what tells its source then, for a kill in between."""
