@@ -54,7 +54,7 @@ EXTRAS = {
         "pandas<3",  # heareval's label vocabulary
         "python-slugify",  # heareval's file names
         "scikit-learn",  # heareval's scores
-        "sed-eval",  # heareval's onset F and segment error rate
+        "sed_eval",  # heareval's onset F and segment error rate
         "torchinfo",  # heareval's model summary
         "tqdm",  # heareval's progress bars
     ],

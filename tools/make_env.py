@@ -186,7 +186,7 @@ def run(command: list[str], what: str, root: Path, level: str) -> None:
 def pip_install(env: Path, root: Path, level: str, what: str, arguments: list[str]) -> None:
     """One pip step, after which torch must still be the pinned one."""
     print(f"environment: installing {what}", flush=True)
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout.isatty() else ["-qq"]
     python = str(env / "bin" / "python")
     constraints = ["-c", str(root / "constraints.txt")]
     command = [python, "-m", "pip", "install", *quiet, *constraints, *arguments]
@@ -200,7 +200,8 @@ def pip_install(env: Path, root: Path, level: str, what: str, arguments: list[st
 
 def install_core(env: Path, root: Path) -> None:
     """Create the environment and install what the library and the test runner need: wheels only."""
-    run([sys.executable, "-m", "venv", str(env)], "making a virtual environment", root, "core")
+    create = [sys.executable, "-m", "venv", "--prompt", ".venv", str(env)]
+    run(create, "making a virtual environment", root, "core")
     wheels = ["--only-binary", ":all:"]
     pip_install(env, root, "core", "torch", [*wheels, "torch", "setuptools"])
     core = [*read_requirements(root)["core"], *CORE_TOOLS]
@@ -212,8 +213,8 @@ def install_core(env: Path, root: Path) -> None:
 def install_hear(env: Path, root: Path) -> None:
     """Add TensorFlow, the stock HEAR tools and the test oracles; some are sdists."""
     listed = read_requirements(root)
-    wanted = sorted({line for extra in HEAR_EXTRAS for line in listed[extra]})
-    wanted = [line for line in wanted if normalise(line) not in LEFT_OUT]
+    lines = {line for extra in HEAR_EXTRAS for line in listed[extra]}
+    wanted = sorted(line for line in lines if normalise(line) not in LEFT_OUT)
     pip_install(env, root, "hear", "the HEAR level", wanted)
     alone = ["--no-deps", *listed["without_dependencies"]]
     pip_install(env, root, "hear", "the stock HEAR tools", alone)
