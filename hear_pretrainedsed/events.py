@@ -63,14 +63,7 @@ def scores_to_events(
     _check_labels(labels, scores.shape[1])
     limits = _thresholds(threshold, scores)
     _check_decoding(median_frames, min_duration_s, duration_s)
-    candidates = np.flatnonzero((scores > limits).any(axis=0))  # no filter raises a class above
-    parts = [
-        _runs(scores, limits, candidates[i : i + _CLASSES_AT_ONCE], median_frames)
-        for i in range(0, len(candidates), _CLASSES_AT_ONCE)
-    ]
-    if not parts:
-        return []
-    classes, first, end, mean = (np.concatenate(column) for column in zip(*parts, strict=True))
+    classes, first, end, mean = _all_runs(scores, limits, median_frames)
     onset, offset = frame_times(first, duration_s), frame_times(end, duration_s)
     shortest = 0.0 if min_duration_s is None else min_duration_s - 1e-9  # 0.36 - 0.28 < 0.08
     kept = np.flatnonzero((offset > onset) & (offset - onset >= shortest))
@@ -125,10 +118,23 @@ def _check_decoding(
             raise ValueError(f"{name} is a time in seconds, not negative, got {value}")
 
 
+Runs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _all_runs(scores: np.ndarray, limits: np.ndarray, median_frames: int | None) -> Runs:
+    """Runs of active frames: (class, first frame, end frame, mean score), each (runs,)."""
+    candidates = np.flatnonzero((scores > limits).any(axis=0))  # no filter raises a class above
+    parts = [
+        _runs(scores, limits, candidates[i : i + _CLASSES_AT_ONCE], median_frames)
+        for i in range(0, max(1, len(candidates)), _CLASSES_AT_ONCE)
+    ]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
 def _runs(
     scores: np.ndarray, limits: np.ndarray, classes: np.ndarray, median_frames: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of active frames in some classes: (class, first frame, end frame, mean score)."""
+) -> Runs:
+    """The runs of some classes."""
     part = np.ascontiguousarray(scores[:, classes].T)
     active = part > limits[classes, None]
     if median_frames is not None:

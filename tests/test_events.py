@@ -20,7 +20,7 @@ from hear_pretrainedsed.events import Event, events_to_frames, merge_events, sco
 LABELS = ["Alarm", "Bark", "Bell", "Clapping", "Engine", "Knock", "Speech", "Wind"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reference(shared: Path) -> tuple[dict, dict]:
     """PretrainedSED's training-side facts: the parameters and the arrays."""
     folder = shared / "parity"
