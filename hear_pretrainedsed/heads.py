@@ -60,3 +60,39 @@ class AttentionHead(nn.Module):
         """Frames (batch, frames, dim) -> clip scores (batch, classes)."""
         attention = self.weak(frames).softmax(dim=-1).clamp(1e-7, 1)
         return (self.forward(frames) * attention).sum(dim=1) / attention.sum(dim=1)
+
+
+class MultiHeadPooling(nn.Module):
+    """PSLA's attention pooling with four heads (Gong et al. 2021). Emits probabilities.
+
+    With c_h = sigmoid(class map h) and a_h = sigmoid(attention map h), a_h clamped to
+    [1e-7, 1 - 1e-7] and divided by its sum over time, the clip's score is
+    sum_h w_h sum_t a_h(t) c_h(t); w is learned and starts at 1/4. The score of a frame, which
+    the paper does not define, is what that average is taken of: sum_h w_h c_h(t). Since w need not
+    sum to one, both are clamped to [0, 1], as PSLA does before its loss.
+    """
+
+    emits: ClassVar[str] = "probabilities"
+    pools: ClassVar[str] = "tokens"
+
+    def __init__(self, dim: int, n_classes: int, n_heads: int = 4) -> None:
+        super().__init__()
+        self.head_weight = nn.Parameter(torch.full((n_heads,), 1 / n_heads))
+        self.att = nn.ModuleList(nn.Conv2d(dim, n_classes, 1) for _ in range(n_heads))
+        self.cla = nn.ModuleList(nn.Conv2d(dim, n_classes, 1) for _ in range(n_heads))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (batch, frames, dim) -> scores (batch, frames, classes)."""
+        x = frames.transpose(1, 2)[..., None]
+        maps = [w * c(x).sigmoid() for w, c in zip(self.head_weight, self.cla, strict=True)]
+        return sum(maps)[..., 0].transpose(1, 2).clamp(0, 1)
+
+    def clip(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, tokens, dim), at the backbone's own steps -> clip scores."""
+        x = tokens.transpose(1, 2)[..., None]
+        score = x.new_zeros(())
+        for weight, att, cla in zip(self.head_weight, self.att, self.cla, strict=True):
+            a = att(x).sigmoid().clamp(1e-7, 1 - 1e-7)
+            pooled = (a * cla(x).sigmoid()).sum(dim=2) / a.sum(dim=2)
+            score = score + weight * pooled[..., 0]
+        return score.clamp(0, 1)
