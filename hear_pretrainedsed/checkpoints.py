@@ -1,7 +1,8 @@
 """Files -> weights in a model: read, rename, compare as sets, copy; or one clear error.
 
 Layouts: PretrainedSED releases (`model.<...>`, `strong_head.*`, `weak_head.*`, `seq_model.*`),
-files of the backbones' own authors, and this project's own (.pt or .safetensors).
+EfficientSED's (`net.model.<...>`, `net.strong_head.*`, ...), files of the backbones' own authors,
+and this project's own (.pt or .safetensors).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch import Tensor
 from hear_pretrainedsed.fetch import record_sha256
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint
+from hear_pretrainedsed.sequence_models.base import SequenceModel
 
 #: names of heads and sequence model: published -> here
 TOP_NAMES = (
-    (r"^strong_head\.", "head.strong."),
-    (r"^weak_head\.", "head.weak."),
-    (r"^seq_model\.", "sequence_model."),
+    (r"^(?:net\.|model\.)?strong_head\.", "head.strong."),
+    (r"^(?:net\.|model\.)?weak_head\.", "head.weak."),
+    (r"^(?:net\.|model\.)?seq_model\.", "sequence_model."),
 )
 N_SHOWN = 5
 
@@ -177,12 +179,12 @@ def _translate(
     for name in state:
         if name in found:
             continue
-        new = name if layout == "own" else top.get(name, name)
-        if layout == "upstream" or _unused(model, name, new):
+        new = name if layout == "own" else _sequence_name(model, top.get(name, name))
+        if layout == "upstream" or _unused(model, name, new, state[name]):
             left_out.append(name)
         else:
             names[name] = new
-    return _gather(state, names, path), layout, left_out
+    return _without_constants(model, _gather(state, names, path), path), layout, left_out
 
 
 def _top_name(name: str) -> str:
@@ -191,11 +193,36 @@ def _top_name(name: str) -> str:
     return name
 
 
-def _unused(model: SEDModel, name: str, new: str) -> bool:
-    """Whether a key has no use here: a listed one, or a head where no trained one is wanted."""
+def _sequence_name(model: SEDModel, name: str) -> str:
+    prefix = "sequence_model."
+    if isinstance(model.sequence_model, SequenceModel) and name.startswith(prefix):
+        return prefix + model.sequence_model.rename(name[len(prefix) :])
+    return name
+
+
+def _unused(model: SEDModel, name: str, new: str, value: Tensor) -> bool:
+    """Whether a key has no use here.
+
+    That is a listed one, a head where no trained one is wanted, or a clip head of other classes
+    than the frame head's (EfficientSED's loader leaves it out as well).
+    """
     if any(re.fullmatch(pattern, name) for pattern in model.backbone.unused_keys):
         return True
+    if new.startswith("head.weak.") and model.labels is not None:
+        return tuple(value.shape[:1]) != (len(model.labels),)
     return new.startswith("head.") and model.head is None
+
+
+def _without_constants(model: SEDModel, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state without tensors that are computed here, once they are seen to be the same."""
+    if not isinstance(model.sequence_model, SequenceModel):
+        return state
+    constants = {f"sequence_model.{k}": v for k, v in model.sequence_model.constants().items()}
+    for name in constants.keys() & state.keys():
+        given, own = state[name].float(), constants[name]
+        if given.shape != own.shape or not torch.allclose(given, own, rtol=1e-5, atol=0):
+            raise CheckpointError(f"{path}: {name} holds other constants than this model computes")
+    return {name: value for name, value in state.items() if name not in constants}
 
 
 def _gather(state: dict[str, Tensor], names: dict[str, str], path: Path) -> dict[str, Tensor]:
@@ -211,10 +238,15 @@ def _gather(state: dict[str, Tensor], names: dict[str, str], path: Path) -> dict
 def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: Checkpoint) -> None:
     """Compare names and shapes as sets; raise on any difference."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if isinstance(model.sequence_model, SequenceModel):
+        prefix = "sequence_model."
+        below = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+        shapes = model.sequence_model.file_shapes(below)
+        expected |= {prefix + name: shape for name, shape in shapes.items()}
     for name in ("head.weak.weight", "head.weak.bias"):  # a file without clip head is complete
         if model.head is not None and "head.weak.weight" not in state:
             expected.pop(name, None)
-    given = {name: tuple(value.shape) for name, value in state.items()}
     # Counters of batches seen are no weights; files from before they existed lack them.
     missing = sorted(expected.keys() - given.keys())
     foreign = sorted(given.keys() - expected.keys())
@@ -234,5 +266,6 @@ def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: 
     if any(name.startswith("head.strong") for name in missing):
         hint = "; it has no trained strong head: is it an SSL or weak file?"
     if any(name.startswith("sequence_model.") for name in foreign):
-        hint = "; it holds a sequence model, which this checkpoint does not have"
+        own = "another one than" if checkpoint.sequence_model else "none of which is in"
+        hint = f"; it holds a sequence model, {own} this checkpoint's"
     raise CheckpointError(f"{path} does not hold {checkpoint.name}: {'; '.join(parts)}{hint}")

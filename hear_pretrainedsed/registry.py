@@ -16,14 +16,24 @@ from hear_pretrainedsed.backbones.atst_f import AtstFrame
 from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.backbones.beats import Beats
 from hear_pretrainedsed.backbones.fpasst import FPaSST
-from hear_pretrainedsed.backbones.frame_mn import FrameMobileNet
+from hear_pretrainedsed.backbones.frame_mn import Fmn, FrameMobileNet
 from hear_pretrainedsed.backbones.m2d import M2D
+from hear_pretrainedsed.sequence_models.attn import Attn
 from hear_pretrainedsed.sequence_models.gru import BiGru
+from hear_pretrainedsed.sequence_models.hybrid import Hybrid
+from hear_pretrainedsed.sequence_models.mamba import Mamba
+from hear_pretrainedsed.sequence_models.tcn import Tcn
+from hear_pretrainedsed.sequence_models.tf import Tf
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "asit": ASiT,
     "atst_f": AtstFrame,
     "beats": Beats,
+    "fmn04": partial(Fmn, 0.4),
+    "fmn06": partial(Fmn, 0.6),
+    "fmn10": partial(Fmn, 1.0),
+    "fmn20": partial(Fmn, 2.0),
+    "fmn30": partial(Fmn, 3.0),
     "fpasst": FPaSST,
     "frame_mn06": partial(FrameMobileNet, 0.6),
     "frame_mn10": partial(FrameMobileNet, 1.0),
@@ -31,10 +41,18 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 }
 
 #: (frames' dim, model's dim) -> model
-SEQUENCE_MODELS: dict[str, Callable[[int, int], nn.Module]] = {"gru": BiGru}
+SEQUENCE_MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "attn": Attn,
+    "gru": BiGru,
+    "hybrid": Hybrid,
+    "mamba": Mamba,
+    "tcn": Tcn,
+    "tf": Tf,
+}
 
 STAGES = ("ssl", "weak", "strong")
 PRETRAINEDSED = "https://github.com/fschmid56/PretrainedSED/releases/download/v0.0.1/"
+EFFICIENTSED = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1/"
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ class Checkpoint:
     labels: str | None = None
     psds1: float | None = None  # AudioSet Strong, macro over 407 classes, no variance penalty
     note: str = ""
+    paper: str = "pretrainedsed"  # of the system that published it; key in assets/references.bib
 
     @property
     def backbone(self) -> str:
@@ -78,9 +97,9 @@ class Checkpoint:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Keys in assets/references.bib: the backbone's paper and PretrainedSED's."""
-        own = "frame_mn" if self.backbone.startswith("frame_mn") else self.backbone
-        return (own, "pretrainedsed")
+        """Keys in assets/references.bib: the backbone's paper and the publishing system's."""
+        own = re.sub(r"^(frame_mn|fmn)\d+$", "frame_mn", self.backbone)
+        return tuple(dict.fromkeys((own, self.paper)))
 
 
 MIT = "MIT"
@@ -89,6 +108,7 @@ M2D_LICENCE = "NTT's own (see the M2D repository)"
 ASIT_LICENCE = "none stated (ASiT's repository has no licence file)"
 STRONG = "audioset_strong_train"
 DEIT = "an ImageNet DeiT initialisation: there is no audio SSL stage of this backbone"
+EFFICIENTSED_LICENCE = "none known here (see the EfficientSED repository)"
 ONE_ADDRESS = "the sources give one address for M2D's SSL and Weak files: compare their sha256"
 
 _PUBLISHED = (
@@ -111,7 +131,47 @@ _PUBLISHED = (
     Checkpoint("m2d.strong", "M2D_strong_1.pt", M2D_LICENCE, labels=STRONG, psds1=46.3),
 )
 
-CHECKPOINTS: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in _PUBLISHED}
+#: PSDS1 of EfficientSED's strong checkpoints: {backbone: {sequence model or "": number}}
+EFFICIENTSED_PSDS1: dict[str, dict[str, float]] = {
+    "fmn04": {"": 39.52, "tf-104": 40.10, "hybrid-104": 41.37, "gru-104": 40.81},
+    "fmn06": {"": 40.75, "tf-160": 41.78, "hybrid-160": 42.54, "gru-160": 40.37},
+    "fmn10": {
+        "": 42.28,
+        **{"tf-128": 42.75, "tf-256": 43.86, "tf-512": 44.11, "tf-1024": 44.55},
+        **{"hybrid-128": 43.45, "hybrid-256": 44.05, "hybrid-512": 44.32, "hybrid-1024": 44.48},
+        **{"gru-128": 43.13, "gru-256": 43.53, "gru-512": 43.96, "gru-1024": 44.50},
+    },
+    "fmn20": {"": 43.86, "tf-512": 45.13, "hybrid-512": 45.44, "gru-512": 44.94},
+    "fmn30": {"": 44.24, "tf-768": 45.64, "hybrid-768": 45.67, "gru-768": 45.77},
+}
+
+
+def _efficientsed(name: str, file: str, psds1: float | None) -> Checkpoint:
+    """A checkpoint of EfficientSED's release; without PSDS1 it is a weak one."""
+    return Checkpoint(
+        name,
+        file,
+        EFFICIENTSED_LICENCE,
+        release=EFFICIENTSED,
+        labels=None if psds1 is None else STRONG,
+        psds1=psds1,
+        paper="efficientsed",
+    )
+
+
+_EFFICIENTSED = (
+    *(_efficientsed(f"{fmn}.weak", f"{fmn}_weak.pt", None) for fmn in EFFICIENTSED_PSDS1),
+    *(
+        _efficientsed(f"{fmn}.strong{plus}", f"{fmn}{plus}_strong.pt", psds1)
+        for fmn, numbers in EFFICIENTSED_PSDS1.items()
+        for plus, psds1 in ((f"+{seq}" if seq else "", number) for seq, number in numbers.items())
+    ),
+    _efficientsed("fmn10.strong-akd+tf-256", "fmn10+tf-256_advanced-kd-weak-strong.pt", 45.25),
+)
+
+CHECKPOINTS: dict[str, Checkpoint] = {
+    checkpoint.name: checkpoint for checkpoint in (*_PUBLISHED, *_EFFICIENTSED)
+}
 
 
 def list_checkpoints() -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hear_pretrainedsed.model import SEDModel, build_checkpoint
 from hear_pretrainedsed.registry import get_checkpoint
+from hear_pretrainedsed.sequence_models.base import SequenceModel
 
 _TABLE = re.compile(r"\.layers\.\d+\.self_attn\.relative_attention_bias\.weight$")
 _TOKENS = ("cls_token", "dist_token", "mask_embed")
@@ -66,10 +67,17 @@ def _gain(name: str, shape: tuple[int, ...]) -> float:
     return 1.5 if ".conv_in_" in name else 1.0
 
 
-def published_names(model: SEDModel, prefix: str) -> dict[str, str]:
-    """Name here -> name in a published file whose backbone stands under `prefix`."""
-    top = {"backbone.": prefix, "head.strong.": "strong_head.", "head.weak.": "weak_head."}
-    top["sequence_model."] = "seq_model."
+def published_names(model: SEDModel, prefix: str, root: str = "") -> dict[str, str]:
+    """Name here -> name in a published file whose backbone stands under `prefix`.
+
+    `root` stands before the names of heads and sequence model.
+    """
+    top = {
+        "backbone.": prefix,
+        "sequence_model.": f"{root}seq_model.",
+        "head.strong.": f"{root}strong_head.",
+        "head.weak.": f"{root}weak_head.",
+    }
     names = {}
     for name in model.state_dict():
         start = next(start for start in top if name.startswith(start))
@@ -86,13 +94,28 @@ def fill(model: SEDModel) -> SEDModel:
     return model
 
 
+def _sequence_part(sequence_model: SequenceModel, prefix: str) -> dict[str, Tensor]:
+    """Tensors and constants of a sequence model, under every name that published files give."""
+    released = sequence_model.constants()
+    for name, value in sequence_model.state_dict().items():
+        released |= dict.fromkeys(sequence_model.release_names(name), value)
+    return {prefix + name: value for name, value in released.items()}
+
+
 def write_release_file(checkpoint: str, path: str | Path) -> Path:
     """Write rule-made weights of a checkpoint in the layout of its published file."""
     with torch.device("meta"):
         model = build_checkpoint(get_checkpoint(checkpoint))
     state = fill(model).state_dict()
-    names = published_names(model, model.backbone.prefixes[0])
-    released = {new: state[name] for name, new in names.items()}
+    root = model.backbone.release_root
+    names = published_names(model, model.backbone.prefixes[0], root)
+    released = {
+        new: state[name]
+        for name, new in names.items()
+        if not name.startswith("sequence_model.")  # may have several names
+    }
+    if isinstance(model.sequence_model, SequenceModel):
+        released |= _sequence_part(model.sequence_model, f"{root}seq_model.")
     for name in list(released):
         if "relative_attention_bias" in name:  # listed under every layer
             for i in range(1, model.backbone.n_blocks):

@@ -21,6 +21,8 @@ class Backbone(nn.Module):
 
     #: prefixes of the parameters in released files, the release's own first
     prefixes: ClassVar[tuple[str, ...]]
+    #: what stands before `strong_head.`, `weak_head.` and `seq_model.` in the release's files
+    release_root: ClassVar[str] = ""
     #: prefix of the parameters in the reference data; the rule-made weights depend on it
     reference_prefix: ClassVar[str]
     #: (pattern, replacement) pairs for `re.sub`: names in a file, below the prefix -> names here

@@ -116,7 +116,7 @@ class InvertedResidual(nn.Module):
 class FrameMobileNet(Backbone):
     """Stem, 15 inverted residuals, 1x1 convolution; 250 tokens of 40 ms."""
 
-    prefixes = ("model.frame_mn.",)
+    prefixes = ("model.frame_mn.", "net.model.", "model.model.", "model.fmn.")
     reference_prefix = "model.frame_mn."
 
     def __init__(self, width: float) -> None:
@@ -133,6 +133,15 @@ class FrameMobileNet(Backbone):
         features.append(conv_norm(channels, self.embed_dim, act=nn.Hardswish))
         self._dims.append(self.embed_dim)
         self.features = nn.Sequential(*features)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
 
     @staticmethod
     def build_frontend() -> FrontEnd:
@@ -160,3 +169,10 @@ class FrameMobileNet(Backbone):
     def layer_of(self, name: str) -> int:
         """Index in `features`."""
         return self._layer_by_pattern(name, r"features\.(\d+)\.", r"$^")
+
+
+class Fmn(FrameMobileNet):
+    """The same network as EfficientSED's release names it, in five widths."""
+
+    prefixes = ("net.model.", "model.model.", "model.fmn.", "model.frame_mn.")
+    release_root = "net."
