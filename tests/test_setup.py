@@ -70,6 +70,7 @@ def test_version_is_read_without_importing() -> None:
     name, version = done.stdout.split()[-2:]
     assert name == "hear-pretrainedsed"
     assert f'__version__ = "{version}"' in (ROOT / "hear_pretrainedsed/__init__.py").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_import_needs_torch_numpy_and_soundfile_only() -> None:
