@@ -26,11 +26,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """The 40 ms grid: frame i of a clip covers [640 i, 640 (i + 1)) samples at 16 kHz."""
+    """The 40 ms grid: frame i of a clip covers [640 i, 640 (i + 1)) samples at 16 kHz.
+
+    token_span_samples: what the tokens of one window span where that is not the window itself
+        (PSLA: 10.56 s; ATST-SED: 156 steps of 64 ms); None: they share the window evenly.
+    first_token_samples: centre of the first token within that span; None: half a step.
+    """
 
     hop_samples: int = 640
     window_samples: int = 160_000
     sample_rate: int = 16_000
+    token_span_samples: int | None = None
+    first_token_samples: int | None = None
 
     @property
     def hop_s(self) -> float:
@@ -41,6 +48,11 @@ class FrameGrid:
     def window_frames(self) -> int:
         """Frames in one window: 250."""
         return self.window_samples // self.hop_samples
+
+    @property
+    def span_samples(self) -> int:
+        """What spec and tokens of one window span: the window, or `token_span_samples`."""
+        return self.token_span_samples or self.window_samples
 
     def n_frames(self, n_samples: int) -> int:
         """Frames of a clip: those whose centre lies before its end, and at least one."""
@@ -56,9 +68,12 @@ class FrameGrid:
 
         More tokens than frames are averaged (output i over tokens floor(iL/250) to
         ceil((i+1)L/250) - 1), fewer are interpolated linearly at half-pixel centres
-        (PretrainedSED's wrapper).
+        (PretrainedSED's wrapper). Tokens with a span of their own are placed at their true times.
         """
         n_tokens, n_frames = tokens.shape[1], self.window_frames
+        if self.token_span_samples is not None:
+            weights = self.token_weights(n_tokens).to(tokens.device, tokens.dtype)
+            return weights @ tokens
         if n_tokens == n_frames:
             return tokens
         x = tokens.transpose(1, 2)
@@ -68,15 +83,34 @@ class FrameGrid:
             x = nn.functional.interpolate(x, n_frames, mode="linear", align_corners=False)
         return x.transpose(1, 2)
 
+    def token_weights(self, n_tokens: int) -> Tensor:
+        """Share of each token in each frame (250, n_tokens), by the times of their centres.
+
+        Steps longer than a frame: linear interpolation between the two centres around the frame's,
+        and the outermost token beyond them. Shorter ones: the mean of those centred in the frame.
+        What lies after the window's end has no share in it, but for interpolation.
+        """
+        step = self.span_samples / n_tokens
+        first = step / 2 if self.first_token_samples is None else self.first_token_samples
+        token = torch.arange(n_tokens, dtype=torch.float64)
+        frame = torch.arange(self.window_frames, dtype=torch.float64)[:, None]
+        if step < self.hop_samples:
+            inside = ((first + step * token) // self.hop_samples == frame).float()
+            return inside / inside.sum(dim=1, keepdim=True)
+        place = ((frame + 0.5) * self.hop_samples - first) / step  # in tokens
+        distance = (place.clamp(0, n_tokens - 1) - token).abs()
+        return (1 - distance).clamp(min=0).float()
+
     def pool_spec(self, spec: Tensor, first_centre_samples: int, hop_samples: int = 160) -> Tensor:
         """Spec (batch, 1, mels, spec_frames) of one window -> its mean in each frame.
 
-        A spec frame belongs to the frame that holds its centre. Returns (batch, 250, mels).
+        A spec frame belongs to the frame that holds its centre; those that reach beyond the
+        window's end (PSLA's filling) belong to none. Returns (batch, 250, mels).
         """
         x = spec[:, 0].transpose(1, 2)
         centres = first_centre_samples + hop_samples * torch.arange(x.shape[1], device=x.device)
-        frame = centres // self.hop_samples
-        x, frame = x[:, frame < self.window_frames], frame[frame < self.window_frames]
+        inside = centres < self.window_samples - first_centre_samples
+        x, frame = x[:, inside], (centres // self.hop_samples)[inside]
         sums = x.new_zeros(len(x), self.window_frames, x.shape[2]).index_add_(1, frame, x)
         return sums / torch.bincount(frame, minlength=self.window_frames)[:, None]
 

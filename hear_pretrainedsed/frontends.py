@@ -91,6 +91,10 @@ class FrontEnd(nn.Module):
         """Audio (batch, samples) -> (batch, mels, spec_frames)."""
         raise NotImplementedError
 
+    def clip(self, audio: Tensor, span_samples: int) -> Tensor:
+        """Audio (batch, samples up to the span) -> spec of the whole span; silence fills it up."""
+        return self(nn.functional.pad(audio, (0, span_samples - audio.shape[1])))
+
     def mel_power(self, frames: Tensor) -> Tensor:
         """Windowed frames (batch, spec_frames, window) -> mel power (batch, mels, spec_frames)."""
         spectrum = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft))

@@ -33,6 +33,15 @@ class Backbone(nn.Module):
     #: hold decoders, projectors and classifiers, which are left out and reported
     upstream_prefixes: ClassVar[tuple[str, ...]] = ()
 
+    #: prefix of the parameters in files of the same network trained on images, and what of those
+    #: files does not fit audio (full-match patterns of names below the prefix)
+    image_prefix: ClassVar[str | None] = None
+    image_skips: ClassVar[tuple[str, ...]] = ()
+    #: what the tokens of one window span, in samples, where that is not the window; else None
+    token_span_samples: ClassVar[int | None] = None
+    #: centre of the first token, in samples; None: half a step (read where there is a span)
+    first_token_samples: ClassVar[int | None] = None
+
     embed_dim: int
 
     @staticmethod
