@@ -28,6 +28,7 @@ TOP_NAMES = (
     (r"^(?:net\.|model\.)?strong_head\.", "head.strong."),
     (r"^(?:net\.|model\.)?weak_head\.", "head.weak."),
     (r"^(?:net\.|model\.)?seq_model\.", "sequence_model."),
+    (r"^(?:module\.)?attention\.", "head."),
 )
 N_SHOWN = 5
 
@@ -59,7 +60,7 @@ def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> L
     _compare(model, state, path, checkpoint)
     dtype = torch.float32
     state = {k: v.to(dtype).clone() if v.is_floating_point() else v for k, v in state.items()}
-    if model.head is not None and "head.weak.weight" not in state:
+    if getattr(model.head, "weak", None) is not None and "head.weak.weight" not in state:
         model.head.weak = None  # never at random values
         left_out.append("(no weak_head in the file: the model has no clip scores)")
     model.load_state_dict(state, strict=True, assign=True)

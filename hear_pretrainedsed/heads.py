@@ -1,4 +1,7 @@
-"""frames -> logits or scores. A head declares which of the two it emits."""
+"""frames -> logits or scores. A head declares which of the two it emits.
+
+It also declares what `clip` pools over: frames, or the backbone's tokens at their own steps.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ class LinearHead(nn.Module):
     """
 
     emits: ClassVar[str] = "logits"
+    pools: ClassVar[str] = "frames"
 
     def __init__(self, dim: int, n_classes: int, *, strong: bool = True, weak: bool = True) -> None:
         super().__init__()
@@ -46,6 +50,7 @@ class AttentionHead(nn.Module):
     """
 
     emits: ClassVar[str] = "probabilities"
+    pools: ClassVar[str] = "frames"
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hear_pretrainedsed.audio import check_audio, resample
 from hear_pretrainedsed.frames import WINDOWINGS, FrameGrid
 from hear_pretrainedsed.frontends import SAMPLE_RATE
-from hear_pretrainedsed.heads import AttentionHead, LinearHead, NoHeadError
+from hear_pretrainedsed.heads import AttentionHead, LinearHead, MultiHeadPooling, NoHeadError
 from hear_pretrainedsed.registry import (
     BACKBONES,
     SEQUENCE_MODELS,
@@ -69,8 +69,9 @@ class Step(NamedTuple):
 class SEDModel(nn.Module):
     """Front end, backbone, frame grid, sequence model and head, one after the other.
 
-    Attributes: `labels` (class names in the order of the head's outputs, or None without a head),
-    `options`, `provenance` (checkpoint, file, sha256, what was left out; set by `load_weights`).
+    Attributes: `labels` (class names in the order of the head's outputs; None without a head, or
+    where nobody here knows them), `clip_samples` (longest clip that a head sees at once if it
+    pools tokens), `options`, `provenance` (checkpoint, file, sha256, what was left out; set by `load_weights`).
     """
 
     def __init__(
@@ -80,13 +81,18 @@ class SEDModel(nn.Module):
         sequence_model: nn.Module | None = None,
         head: nn.Module | None = None,
         labels: tuple[str, ...] | None = None,
+        clip_s: float | None = None,
         options: Options | None = None,
     ) -> None:
         super().__init__()
         with torch.device("cpu"):  # computed, never loaded: also when the rest is on "meta"
             self.frontend = backbone.build_frontend()
         self.backbone = backbone
-        self.grid = FrameGrid()
+        self.grid = FrameGrid(
+            token_span_samples=getattr(backbone, "token_span_samples", None),
+            first_token_samples=getattr(backbone, "first_token_samples", None),
+        )
+        self.clip_samples = round(clip_s * SAMPLE_RATE) if clip_s else self.grid.span_samples
         self.sequence_model = sequence_model or nn.Identity()
         self.head = head
         self.labels = labels
@@ -145,12 +151,35 @@ class SEDModel(nn.Module):
 
     def weak_logits(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> clip logits (batch, classes)."""
-        return self._head("logits").clip(self.frames(audio))
+        return self._head("logits").clip(self._pooled(audio))
 
     def weak_scores(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> clip scores (batch, classes) in 0..1."""
-        out = self._head().clip(self.frames(audio))
+        out = self._head().clip(self._pooled(audio))
         return out.sigmoid() if self.head.emits == "logits" else out
+
+    def _pooled(self, audio: Tensor) -> Tensor:
+        """What the head makes clip scores of: tokens if it asks for them, else frames."""
+        direct = isinstance(self.sequence_model, nn.Identity)  # it was trained on what it gets
+        return self.tokens(audio) if self.head.pools == "tokens" and direct else self.frames(audio)
+
+    @torch.no_grad()
+    def tokens(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples), any length -> tokens (batch, tokens, dim), steps as they come.
+
+        The clip is seen in pieces as long as in training (`clip_samples`), and the front end fills
+        up the last by its own rule. Steps in that filling are dropped, but not those of the first
+        piece: there the original pools over them as well.
+        """
+        audio = self._prepare(audio)
+        size = self.options.batch_size or (32 if audio.is_cuda else 8)
+        pieces = []
+        for piece in audio.split(self.clip_samples, dim=1):
+            specs = (self.frontend.clip(part, self.clip_samples) for part in piece.split(size))
+            tokens = torch.cat([self.backbone(spec.to(self.dtype)).float() for spec in specs])
+            n_inside = -(-piece.shape[1] * tokens.shape[1] // self.clip_samples)
+            pieces.append(tokens[:, :n_inside] if pieces else tokens)
+        return torch.cat(pieces, dim=1)
 
     def embeddings(self, audio: Tensor) -> Tensor:
         """HEAR's embeddings under `options`: (batch, samples) -> (batch, frames, dim)."""
@@ -266,8 +295,10 @@ class SEDModel(nn.Module):
             start = time.perf_counter()
             y = function(x)
             ms = 1000 * (time.perf_counter() - start)
-            window_ms = 1000 * self.grid.window_samples / SAMPLE_RATE
-            steps.append(Step(name, tuple(y.shape), window_ms / y.shape[axis], ms))
+            native = name in ("spec", "tokens")
+            samples = self.grid.span_samples if native else self.grid.window_samples
+            hop_ms = 1000 * samples / SAMPLE_RATE / y.shape[axis]
+            steps.append(Step(name, tuple(y.shape), hop_ms, ms))
             return y
 
         windows, _ = next(self.grid.windows(audio, self.options.windowing, len(audio)))
@@ -282,7 +313,7 @@ class SEDModel(nn.Module):
         return steps
 
 
-HEADS = {"linear": LinearHead, "attention": AttentionHead}
+HEADS = {"linear": LinearHead, "attention": AttentionHead, "multihead": MultiHeadPooling}
 
 
 def build_model(
@@ -291,11 +322,15 @@ def build_model(
     sequence_model: tuple[str, int] | None = None,
     head: str | None = None,
     labels: Sequence[str] | None = None,
+    n_classes: int | None = None,
+    clip_s: float | None = None,
     options: Options | None = None,
 ) -> SEDModel:
     """A model at random weights, in eval mode: no file is read and nothing is printed.
 
-    `sequence_model` is (name, dim); `head` is a key of `HEADS` and needs `labels`.
+    `sequence_model` is (name, dim); `head` is a key of `HEADS` and needs `labels`, or `n_classes`
+    where their names are not known; `clip_s` is the longest clip such a head sees at once if it
+    pools tokens (None: what the backbone's tokens span).
     """
     if backbone not in BACKBONES:
         raise ValueError(unknown("backbone", backbone, BACKBONES))
@@ -307,16 +342,18 @@ def build_model(
             raise ValueError(unknown("sequence model", name, SEQUENCE_MODELS))
         sequence = SEQUENCE_MODELS[name](dim, width)
         dim = sequence.out_dim
-    if (head is None) != (labels is None):
+    n_classes = len(labels) if labels else n_classes
+    if (head is None) != (n_classes is None):
         raise ValueError("a head needs labels, and labels need a head")
     if head is not None and head not in HEADS:
         raise ValueError(unknown("head", head, HEADS))
-    top = HEADS[head](dim, len(labels)) if head else None
+    top = HEADS[head](dim, n_classes) if head else None
     model = SEDModel(
         body,
         sequence_model=sequence,
         head=top,
         labels=tuple(labels) if labels else None,
+        clip_s=clip_s,
         options=options,
     )
     return model.eval()
@@ -328,7 +365,9 @@ def build_checkpoint(checkpoint: Checkpoint, options: Options | None = None) -> 
     return build_model(
         checkpoint.backbone,
         sequence_model=checkpoint.sequence_model,
-        head="linear" if labels else None,
+        head=checkpoint.head if labels or checkpoint.n_classes else None,
         labels=labels,
+        n_classes=checkpoint.n_classes,
+        clip_s=checkpoint.clip_s,
         options=options,
     )

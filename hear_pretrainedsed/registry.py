@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
 
@@ -18,6 +18,7 @@ from hear_pretrainedsed.backbones.beats import Beats
 from hear_pretrainedsed.backbones.fpasst import FPaSST
 from hear_pretrainedsed.backbones.frame_mn import Fmn, FrameMobileNet
 from hear_pretrainedsed.backbones.m2d import M2D
+from hear_pretrainedsed.backbones.psla import Psla
 from hear_pretrainedsed.sequence_models.attn import Attn
 from hear_pretrainedsed.sequence_models.gru import BiGru
 from hear_pretrainedsed.sequence_models.hybrid import Hybrid
@@ -38,6 +39,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "frame_mn06": partial(FrameMobileNet, 0.6),
     "frame_mn10": partial(FrameMobileNet, 1.0),
     "m2d": M2D,
+    "psla": Psla,
 }
 
 #: (frames' dim, model's dim) -> model
@@ -65,6 +67,9 @@ class Checkpoint:
     release: str | None = PRETRAINEDSED
     sha256: str | None = None  # None: nobody here has seen the file
     labels: str | None = None
+    n_classes: int | None = None  # of a trained head whose class names are not known here
+    head: str = "linear"  # key of `model.HEADS`; read where there are labels or n_classes
+    clip_s: float | None = None  # see `SEDModel.clip_samples`
     psds1: float | None = None  # AudioSet Strong, macro over 407 classes, no variance penalty
     note: str = ""
     paper: str = "pretrainedsed"  # of the system that published it; key in assets/references.bib
@@ -109,6 +114,8 @@ ASIT_LICENCE = "none stated (ASiT's repository has no licence file)"
 STRONG = "audioset_strong_train"
 DEIT = "an ImageNet DeiT initialisation: there is no audio SSL stage of this backbone"
 EFFICIENTSED_LICENCE = "none known here (see the EfficientSED repository)"
+PSLA_LICENCE = "none known here (see the PSLA repository)"
+PSLA_NOTE = "mAP {:.3f} in its paper; no address is known: put it into the cache folder by hand"
 ONE_ADDRESS = "the sources give one address for M2D's SSL and Weak files: compare their sha256"
 
 _PUBLISHED = (
@@ -169,8 +176,36 @@ _EFFICIENTSED = (
     _efficientsed("fmn10.strong-akd+tf-256", "fmn10+tf-256_advanced-kd-weak-strong.pt", 45.25),
 )
 
+
+def _psla(
+    data: str, n_map: float, n_averaged: float, **facts: str | int | float
+) -> tuple[Checkpoint, Checkpoint]:
+    """PSLA's checkpoints of one data set: of a single epoch, and averaged over the last ones."""
+    single = Checkpoint(
+        f"psla.weak-{data}",
+        f"psla_{data}.pth",
+        PSLA_LICENCE,
+        release=None,
+        head="multihead",
+        paper="psla",
+        note=PSLA_NOTE.format(n_map),
+        **facts,
+    )
+    return single, replace(
+        single,
+        name=f"{single.name}-wa",
+        file=f"psla_{data}_wa.pth",
+        note=PSLA_NOTE.format(n_averaged),
+    )
+
+
+_PSLA = (
+    *_psla("audioset", 0.440, 0.444, labels="audioset_527"),
+    *_psla("fsd50k", 0.558, 0.562, n_classes=200, clip_s=30.0),
+)
+
 CHECKPOINTS: dict[str, Checkpoint] = {
-    checkpoint.name: checkpoint for checkpoint in (*_PUBLISHED, *_EFFICIENTSED)
+    checkpoint.name: checkpoint for checkpoint in (*_PUBLISHED, *_EFFICIENTSED, *_PSLA)
 }
 
 

@@ -45,6 +45,8 @@ def _scaled(name: str, last: str, normal: np.ndarray) -> np.ndarray:
         return 0.5 + np.abs(normal)
     if last in ("original0", "weight_g"):
         return math.sqrt(6) * (1 + 0.1 * normal)
+    if last == "head_weight":  # shares of the heads of an attention pooling
+        return (1 + 0.1 * normal) / len(normal)
     if last == "grep_a":
         return 1 + 0.5 * normal
     if "relative_attention_bias" in name:
@@ -77,6 +79,7 @@ def published_names(model: SEDModel, prefix: str, root: str = "") -> dict[str, s
         "sequence_model.": f"{root}seq_model.",
         "head.strong.": f"{root}strong_head.",
         "head.weak.": f"{root}weak_head.",
+        "head.": f"{root}attention.",
     }
     names = {}
     for name in model.state_dict():

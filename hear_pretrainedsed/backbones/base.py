@@ -33,9 +33,8 @@ class Backbone(nn.Module):
     #: hold decoders, projectors and classifiers, which are left out and reported
     upstream_prefixes: ClassVar[tuple[str, ...]] = ()
 
-    #: prefix of the parameters in files of the same network trained on images, and what of those
-    #: files does not fit audio (full-match patterns of names below the prefix)
-    image_prefix: ClassVar[str | None] = None
+    #: what does not fit audio in a file of the same network trained on images, whose names are
+    #: those here (full-match patterns); empty: there is no such file
     image_skips: ClassVar[tuple[str, ...]] = ()
     #: what the tokens of one window span, in samples, where that is not the window; else None
     token_span_samples: ClassVar[int | None] = None

@@ -126,9 +126,9 @@ class Psla(Backbone):
     """Stem, 23 mobile inverted bottlenecks, 1x1 convolution; 33 tokens of 0.32 s."""
 
     prefixes = ("module.effnet.", "effnet.")
+    release_root = "module."
     reference_prefix = "effnet."
     unused_keys = (r"(module\.)?effnet\._fc\.(weight|bias)",)
-    image_prefix = ""
     image_skips = (r"_conv_stem\.weight", r"_fc\.(weight|bias)")
     token_span_samples = SPEC_FRAMES * HOP_SAMPLES
     # Every stride is padded alike on both sides, so step i sits on input 2 i, and after five of
