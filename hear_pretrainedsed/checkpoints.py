@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hear_pretrainedsed.fetch import record_sha256
 from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.records import record_sha256
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint
 from hear_pretrainedsed.sequence_models.base import SequenceModel
 

@@ -1,4 +1,4 @@
-"""Downloads against a scripted server on 127.0.0.1, and the record of what was loaded."""
+"""Downloads against a scripted server on 127.0.0.1."""
 
 import errno
 import hashlib
@@ -8,16 +8,12 @@ import os
 import random
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,105 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hear_pretrainedsed.fetch import FetchError, cache_folder, fetch, find, record_sha256
+from hear_pretrainedsed.fetch import FetchError, fetch, find
+from tests.scripted_server import CONTENT, NAME, PAGE, Reply, Server
 
 module = sys.modules[fetch.__module__]
-
-NAME = "BEATs_ssl.pt"
-CONTENT = random.Random(0).randbytes(300_000)
-PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the server does with one GET."""
-
-    content: bytes = CONTENT
-    etag: str | None = '"one"'
-    date: str | None = None
-    status: int | None = None  # instead of the file
-    kind: str = "application/octet-stream"
-    ranges: bool = True
-    if_range: bool = True  # False: sends the range even when If-Range names another version
-    shift_bytes: int = 0  # a partial answer begins this far from what was asked
-    claim: int | None = None  # Content-Length, if a lie; -1: none
-    cut: int | None = None  # close after this many body bytes
-    reset: bool = False  # close with a TCP reset
-    stall: bool = False  # then keep the connection open and say nothing
-
-
-class Server(ThreadingHTTPServer):
-    """Answers the GETs by the replies in turn, and any further one by the last."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/{NAME}"
-        self.replies = [Reply()]
-        self.ranges: list[str | None] = []  # Range header of each GET
-        self.released = threading.Event()
-        self.before_each_block: Callable[[], None] = lambda: None
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that go away are what these tests are about."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.ranges.append(self.headers["Range"])
-        reply = server.replies.pop(0) if len(server.replies) > 1 else server.replies[0]
-        if self.path == "/moved" or reply.status:
-            self.send_response(reply.status or 302)
-            self.send_header("Location", server.url)
-            body, n_claimed = (b"", 0) if self.path == "/moved" else (PAGE, len(PAGE))
-        else:
-            body, n_claimed = self.begin(reply)
-        if n_claimed >= 0:
-            self.send_header("Content-Length", str(n_claimed))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.send(reply, body)
-
-    def begin(self, reply: Reply) -> tuple[bytes, int]:
-        """Send status and headers; return the body and the length to announce."""
-        n_total = len(reply.content)
-        same = self.headers["If-Range"] in (reply.etag, reply.date) or not reply.if_range
-        start = None
-        if self.headers["Range"] and reply.ranges and same:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        if start is not None and start >= n_total:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{n_total}")
-            return b"", 0
-        self.send_response(200 if start is None else 206)
-        start = 0 if start is None else start + reply.shift_bytes
-        self.send_header("Content-Range", f"bytes {start}-{n_total - 1}/{n_total}")
-        self.send_header("Content-Type", reply.kind)
-        for header, value in (("ETag", reply.etag), ("Last-Modified", reply.date)):
-            if value:
-                self.send_header(header, value)
-        body = reply.content[start:]
-        return body, len(body) if reply.claim is None else reply.claim
-
-    def send(self, reply: Reply, body: bytes) -> None:
-        body = body if reply.cut is None else body[: reply.cut]
-        for i in range(0, len(body), 50_000):
-            self.server.before_each_block()
-            self.wfile.write(body[i : i + 50_000])
-        if reply.stall:
-            self.server.released.wait(10)
-        if reply.reset:
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.close()
 
 
 @pytest.fixture
@@ -158,13 +59,13 @@ def sha256_of(content: bytes) -> str:
 
 
 def child(url: str) -> subprocess.Popen[bytes]:
-    """Start a process that fetches; the module alone, as the package would import torch."""
+    """Start a process that fetches; without the package's `__init__`, which imports torch."""
     program = (
-        "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('alone', {module.__file__!r})\n"
-        "alone = sys.modules['alone'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(alone)\n"
-        f"alone.fetch({NAME!r}, {url!r})\n"
+        "import sys, types\n"
+        "package = sys.modules['hear_pretrainedsed'] = types.ModuleType('hear_pretrainedsed')\n"
+        f"package.__path__ = [{os.path.dirname(module.__file__)!r}]\n"
+        "from hear_pretrainedsed.fetch import fetch\n"
+        f"fetch({NAME!r}, {url!r})\n"
     )
     return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
 
@@ -175,16 +76,6 @@ def wait_for_part(cache: Path, n_bytes: int) -> None:
     while not (part.exists() and part.stat().st_size >= n_bytes):
         assert time.monotonic() < end, "the child downloaded nothing"
         time.sleep(0.01)
-
-
-def test_cache_folder_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.setenv("HEAR_PRETRAINEDSED_HOME", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "hear_pretrainedsed"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "hear_pretrainedsed"
 
 
 def test_whole_download(server: Server, cache: Path) -> None:
@@ -451,73 +342,3 @@ def test_progress_bar_only_when_wanted(server: Server, capfd: pytest.CaptureFixt
     fetch("other.pt", server.url, progress=True)
     out, err = capfd.readouterr()
     assert out == "" and "other.pt" in err
-
-
-def test_change_of_a_published_file_warns_at_each_load(cache: Path) -> None:
-    path = put(cache / NAME, b"a")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert record_sha256(path).recorded is None
-        assert record_sha256(path).recorded == sha256_of(b"a")
-    mtime_ns = path.stat().st_mtime_ns
-    path.write_bytes(b"b")
-    os.utime(path, ns=(mtime_ns, mtime_ns))  # as if within one tick of the clock
-    for _ in range(2):
-        with pytest.warns(UserWarning, match=f"was {sha256_of(b'a')}, is {sha256_of(b'b')}"):
-            assert record_sha256(path).sha256 == sha256_of(b"b")
-
-
-def test_change_of_a_file_elsewhere_is_told_once(tmp_path: Path, cache: Path) -> None:
-    path = put(tmp_path / "runs" / NAME, b"a")
-    assert record_sha256(path).key == str(path)
-    path.write_bytes(b"b")
-    with pytest.warns(UserWarning, match="was .*, is "):
-        record_sha256(path)
-    assert record_sha256(path).recorded == sha256_of(b"b")
-    assert record_sha256(put(cache / NAME, b"c")).recorded is None
-
-
-def test_equal_files_warn(cache: Path, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        record_sha256(put(cache / "M2D_ssl.pt", b"a"))
-        record_sha256(put(tmp_path / "M2D_ssl.pt", b"a"))  # a copy under its own name
-    with pytest.warns(UserWarning, match="M2D_weak.pt has the bytes of M2D_ssl.pt"):
-        assert "M2D_ssl.pt" in record_sha256(put(cache / "M2D_weak.pt", b"a")).twins
-
-
-def test_hash_is_cached_by_size_and_mtime(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(cache / NAME, b"a")
-    os.utime(path, (1e9, 1e9))
-    record = record_sha256(path)
-    monkeypatch.setattr(hashlib, "file_digest", None)  # not to be called
-    assert record_sha256(path).sha256 == record.sha256 == sha256_of(b"a")
-    path.write_bytes(b"b")
-    with pytest.raises(TypeError):
-        record_sha256(path)
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}', b'{"a": {"b": 1}}', b"\xff", b""])
-def test_unusable_records_are_set_aside(cache: Path, content: bytes) -> None:
-    put(cache / "sha256.json", content)
-    path = put(cache / NAME, b"a")
-    with pytest.warns(UserWarning, match="sha256.json was unusable: moved to "):
-        record_sha256(path)
-    assert (cache / "sha256.json.unusable").read_bytes() == content
-    assert record_sha256(path).recorded == sha256_of(b"a")
-
-
-def test_records_that_cannot_be_written(cache: Path, tmp_path: Path) -> None:
-    put(cache, b"a file where the folder should be")
-    with pytest.warns(UserWarning, match="cannot record the sha256 of"):
-        assert record_sha256(put(tmp_path / NAME, b"a")).sha256 == sha256_of(b"a")
-
-
-def test_records_of_threads_are_all_kept(cache: Path) -> None:
-    paths = [put(cache / f"{i}.pt", bytes([i])) for i in range(12)]
-    threads = [threading.Thread(target=record_sha256, args=(path,)) for path in paths]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(json.loads((cache / "sha256.json").read_text())) == sorted(p.name for p in paths)
