@@ -137,7 +137,7 @@ def _runs(
     """The runs of some classes."""
     part = np.ascontiguousarray(scores[:, classes].T)
     active = part > limits[classes, None]
-    if median_frames is not None:
+    if median_frames is not None and active.size:
         active = _median(active, median_frames)
     n_classes, n_frames = part.shape
     edges = np.zeros((n_classes, n_frames + 2), np.int8)
@@ -266,17 +266,25 @@ def _whole_text(path: str | os.PathLike[str]) -> Iterator[io.TextIOWrapper]:
         text.detach()
 
 
-def write_tsv(path: str | os.PathLike[str], events: Mapping[str, Iterable[Event]]) -> None:
-    """Write events by file name, in the columns of DESED's tables and a score.
+def tsv(events: Mapping[str, Iterable[Event]], *, heading: bool = True) -> str:
+    """Events by file name as a table, in the columns of DESED's and a score.
 
     A file without events has a row with nothing but its name, as in DESED.
     """
-    with _whole_text(path) as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    if heading:
         table.writerow(TSV_COLUMNS)
-        for name, rows in events.items():
-            lines = [(name, *_rounded(row).values()) for row in rows]
-            table.writerows(lines or [(name, "", "", "", "")])
+    for name, rows in events.items():
+        lines = [(name, *_rounded(row).values()) for row in rows]
+        table.writerows(lines or [(name, "", "", "", "")])
+    return text.getvalue()
+
+
+def write_tsv(path: str | os.PathLike[str], events: Mapping[str, Iterable[Event]]) -> None:
+    """Write the table that `tsv` makes."""
+    with _whole_text(path) as file:
+        file.write(tsv(events))
 
 
 def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[Event]]:

@@ -160,8 +160,8 @@ def test_min_duration_counts_after_the_clip_ends() -> None:
 def test_order_is_onset_then_label_and_no_frames_are_no_events() -> None:
     found = scores_to_events(np.ones((2, 3), np.float32), ["c", "a", "b"])
     assert [event.label for event in found] == ["a", "b", "c"]
-    assert scores_to_events(np.zeros((0, 2), np.float32), ["a", "b"]) == []
-    assert scores_to_events(np.zeros((5, 0), np.float32), []) == []
+    assert scores_to_events(np.zeros((0, 2), np.float32), ["a", "b"], median_frames=3) == []
+    assert scores_to_events(np.zeros((5, 0), np.float32), [], median_frames=3) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""Many recordings: names for what is written about each, progress, broken files, tight memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
+from hear_pretrainedsed.model import SEDModel
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An input file, its name in tables, and what the names of its outputs begin with."""
+
+    path: Path
+    name: str
+    stem: str
+
+
+def find_recordings(paths: Sequence[Path]) -> list[Recording]:
+    """Recordings in files and folders, each with a name and a stem of its own.
+
+    A file's name is its last part, below a given folder its path from there; where two files would
+    share it, the later one's is its whole path. Stems are names without ending; where two would
+    share one, the later keeps its ending or gets a number. `ValueError` for what is not there.
+    """
+    found: list[Recording] = []
+    seen: set[Path] = set()
+    names: set[str] = set()
+    stems: set[str] = set()
+    for given in paths:
+        if not given.exists():
+            raise ValueError(f"no such file or folder: {given}")
+        for path in audio_files([given]):
+            if (real := Path(os.path.realpath(path))) in seen:
+                continue
+            seen.add(real)
+            inner = path.relative_to(given) if given.is_dir() else Path(path.name)
+            name = inner.as_posix() if inner.as_posix() not in names else str(path)
+            names.add(name)
+            found.append(Recording(path, name, _free_stem(inner, stems)))
+    return found
+
+
+def _free_stem(inner: Path, taken: set[str]) -> str:
+    stem, number = str(inner.with_suffix("")), 1
+    if stem.casefold() in taken:  # some file systems take X for x
+        stem = str(inner)
+    while (numbered := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
+        number += 1
+    taken.add(numbered.casefold())
+    return numbered
+
+
+class Run:
+    """A model's work on many recordings, with a progress bar on stderr if that is a terminal."""
+
+    def __init__(self, model: SEDModel, recordings: Sequence[Recording], shows_bar: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+        self.model = model
+        self.recordings = recordings
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._bar = Progress(
+            "{task.completed:.1f} of {task.total}",
+            BarColumn(),
+            TimeRemainingColumn(),
+            "{task.fields[name]}",
+            console=self._console,
+            redirect_stdout=False,
+            disable=not (shows_bar and sys.stderr.isatty()),
+        )
+        self._task = self._bar.add_task("", total=len(recordings), name="")
+        self._n_windows = 1  # in the chunk that is being computed
+        self._share = 0.0  # of a recording that is one window
+        model.frontend.register_forward_pre_hook(self._begin_chunk)
+        model.frontend.register_forward_hook(self._end_chunk)
+
+    def for_each(self, work: Callable[[Recording, Tensor], None]) -> int:
+        """Do `work` on each recording and its audio (samples,); how many could not be processed.
+
+        A recording that raises `AudioError` is named on stderr and skipped.
+        """
+        n_failed = 0
+        with self._bar:
+            for number, recording in enumerate(self.recordings):
+                self._show(completed=number, name=recording.name)
+                try:
+                    with _quiet_decoders():
+                        audio = read_audio(recording.path, self.model.sample_rate)
+                    plan = self.model.grid.plan(len(audio), self.model.options.windowing)
+                    self._share = 1 / len(plan)
+                    work(recording, audio)
+                except AudioError as error:
+                    n_failed += 1
+                    self.say(f"{error}")
+            self._show(completed=len(self.recordings), name="")
+        if n_failed and len(self.recordings) > 1:
+            self.say(f"{n_failed} of {len(self.recordings)} files could not be processed")
+        return n_failed
+
+    def compute(
+        self, function: Callable[[Tensor], Tensor], recording: Recording, audio: Tensor
+    ) -> np.ndarray:
+        """`function` of audio (1, samples), for audio (samples,): (frames, dim), float32.
+
+        When memory runs out, the model's batch size is halved, for this recording and the others.
+        Raises `AudioError` when a single window is too much.
+        """
+        while True:
+            self._n_windows = 1
+            try:
+                with torch.no_grad():
+                    return function(audio[None])[0].float().cpu().numpy()
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+            if self._n_windows == 1:  # outside of `except`, which keeps the tensors alive
+                raise AudioError(f"{recording.path}: not enough memory, even window by window")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            size = self._n_windows // 2
+            self.model.options = replace(self.model.options, batch_size=size)
+
+    def say(self, line: str) -> None:
+        """One line on stderr, above the bar."""
+        self._console.print(f"hear-pretrainedsed: {line}", markup=False)
+
+    def _begin_chunk(self, module: object, inputs: tuple[Tensor, ...]) -> None:
+        self._n_windows = len(inputs[0])
+
+    def _end_chunk(self, module: object, inputs: tuple[Tensor, ...], spec: Tensor) -> None:
+        self._bar.advance(self._task, self._share * len(inputs[0]))
+
+    def _show(self, completed: int, name: str) -> None:
+        from rich.markup import escape
+
+        self._bar.update(self._task, completed=completed, name=escape(name))
+
+
+def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    """Nothing on stderr for a while: libmpg123 writes its notes on damaged MP3s there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
