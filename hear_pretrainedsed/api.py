@@ -116,6 +116,12 @@ def detect(
     Returns:
         A list of `Event`, or a list of lists for a batch.
     """
+    if model.head is not None and model.labels is None:
+        name = model.provenance.get("checkpoint", "this model")
+        raise ValueError(
+            f"the names of the classes of {name} are not known here, so there are scores and no "
+            "events: give load_model a list of them, vocabulary=FILE (FSD50K: its vocabulary.csv)"
+        )
     if not isinstance(audio, Tensor):
         audio = read_audio(audio, model.sample_rate)
     batch = audio if audio.ndim > 1 else audio[None]

@@ -75,6 +75,55 @@ def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> L
     return loaded
 
 
+def load_for_transfer(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> Loaded:
+    """Start `model` from a file of `checkpoint` whose head may have other classes.
+
+    Tensors of the head that do not fit (PSLA: all but the heads' shares) are dropped and keep their
+    initial values, to be trained; `left_out` names them. All else has to be there.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    path = Path(path)
+    _check_name(path, checkpoint)
+    state, layout, left_out = _translate(model, _read(path), path, checkpoint)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    dropped = [k for k, shape in given.items() if k.startswith("head.") and own.get(k) != shape]
+    fitting = {k: value for k, value in state.items() if k not in dropped}
+    body = {k: shape for k, shape in own.items() if k in fitting or not k.startswith("head.")}
+    if parts := _differences(body, {k: tuple(value.shape) for k, value in fitting.items()}):
+        raise CheckpointError(f"{path} does not hold {checkpoint.name}: {'; '.join(parts)}")
+    model.load_state_dict(fitting, strict=False)
+    return Loaded(path, layout, record_sha256(path).sha256, left_out + dropped)
+
+
+def load_image_weights(model: SEDModel, path: str | Path) -> Loaded:
+    """Start the backbone from a file of the same network trained on images.
+
+    PSLA: EfficientNet-B2 as efficientnet_pytorch names it. Its stem, made for three colours, and
+    its classifier are dropped: `left_out` names them, the stem here keeps its initial values.
+
+    Raises:
+        CheckpointError: another network, or the backbone has no such start.
+    """
+    path, body = Path(path), model.backbone
+    if not body.image_skips:
+        raise CheckpointError(f"{path}: a {type(body).__name__} has no start from images")
+
+    def skipped(name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in body.image_skips)
+
+    state = _read(path)
+    own = {k: tuple(value.shape) for k, value in body.state_dict().items() if not skipped(k)}
+    fitting = {k: value for k, value in state.items() if not skipped(k)}
+    if parts := _differences(own, {k: tuple(value.shape) for k, value in fitting.items()}):
+        raise CheckpointError(f"{path} does not hold this backbone: {'; '.join(parts)}")
+    body.load_state_dict(fitting, strict=False)
+    left_out = [name for name in state if name not in fitting]
+    return Loaded(path, "images", record_sha256(path).sha256, left_out)
+
+
 def save_weights(model: SEDModel, path: str | Path) -> None:
     """Write the model in this project's own layout, atomically; the ending decides the format.
 
@@ -248,21 +297,10 @@ def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: 
     for name in ("head.weak.weight", "head.weak.bias"):  # a file without clip head is complete
         if model.head is not None and "head.weak.weight" not in state:
             expected.pop(name, None)
-    # Counters of batches seen are no weights; files from before they existed lack them.
-    missing = sorted(expected.keys() - given.keys())
-    foreign = sorted(given.keys() - expected.keys())
-    shapes = [
-        f"{name} has {given[name]}, not {expected[name]}"
-        for name in sorted(expected.keys() & given.keys())
-        if given[name] != expected[name]
-    ]
-    parts = [
-        f"{len(found)} {what}: {', '.join(found[:N_SHOWN])}{', ...' if len(found) > N_SHOWN else ''}"
-        for what, found in (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
-        if found
-    ]
+    parts = _differences(expected, given)
     if not parts:
         return
+    missing, foreign = expected.keys() - given.keys(), given.keys() - expected.keys()
     hint = ""
     if any(name.startswith("head.strong") for name in missing):
         hint = "; it has no trained strong head: is it an SSL or weak file?"
@@ -270,3 +308,21 @@ def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: 
         own = "another one than" if checkpoint.sequence_model else "none of which is in"
         hint = f"; it holds a sequence model, {own} this checkpoint's"
     raise CheckpointError(f"{path} does not hold {checkpoint.name}: {'; '.join(parts)}{hint}")
+
+
+def _differences(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, unknown or of another shape, in words; nothing where all is the same."""
+    missing = sorted(expected.keys() - given.keys())
+    foreign = sorted(given.keys() - expected.keys())
+    shapes = [
+        f"{name} has {given[name]}, not {expected[name]}"
+        for name in sorted(expected.keys() & given.keys())
+        if given[name] != expected[name]
+    ]
+    return [
+        f"{len(found)} {what}: {', '.join(found[:N_SHOWN])}{', ...' if len(found) > N_SHOWN else ''}"
+        for what, found in (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
+        if found
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hear_pretrainedsed.registry import (
     SEQUENCE_MODELS,
     Checkpoint,
     read_labels,
+    read_vocabulary,
     unknown,
 )
 
@@ -37,6 +39,7 @@ class Options:
     precision: "fp32" or "bf16", of backbone and sequence model; what comes out is float32.
     concat_mel: append the spec, averaged over each frame, to HEAR embeddings.
     batch_size: windows computed at a time; None: 8, and 32 on a GPU.
+    vocabulary: file with the head's class names, for checkpoints whose names are not known here.
     """
 
     layer: Layers = None
@@ -45,6 +48,7 @@ class Options:
     precision: str = "fp32"
     concat_mel: bool = False
     batch_size: int | None = None
+    vocabulary: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.windowing not in WINDOWINGS:
@@ -71,7 +75,8 @@ class SEDModel(nn.Module):
 
     Attributes: `labels` (class names in the order of the head's outputs; None without a head, or
     where nobody here knows them), `clip_samples` (longest clip that a head sees at once if it
-    pools tokens), `options`, `provenance` (checkpoint, file, sha256, what was left out; set by `load_weights`).
+    pools tokens), `options`, `provenance` (checkpoint, file, sha256, what was left out; set by
+    `load_weights`).
     """
 
     def __init__(
@@ -362,6 +367,8 @@ def build_model(
 def build_checkpoint(checkpoint: Checkpoint, options: Options | None = None) -> SEDModel:
     """The network of a checkpoint, at random weights."""
     labels = read_labels(checkpoint.labels) if checkpoint.labels else None
+    if options is not None and options.vocabulary is not None:
+        labels = read_vocabulary(options.vocabulary, checkpoint)
     return build_model(
         checkpoint.backbone,
         sequence_model=checkpoint.sequence_model,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
 
 from torch import nn
 
@@ -234,6 +237,35 @@ def read_labels(name: str) -> tuple[str, ...]:
     """Class list of assets/<name>.txt, in the order of the head's outputs."""
     text = files("hear_pretrainedsed").joinpath("assets", f"{name}.txt").read_text("utf-8")
     return tuple(text.splitlines())
+
+
+def read_vocabulary(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Class names that the user has for a head of unknown ones, in the order of its outputs.
+
+    One a line; or a table as AudioSet's and PSLA's (with a column `display_name`); or one as
+    FSD50K's vocabulary.csv (index, name, id, without a title line). UTF-8.
+    """
+    if checkpoint.n_classes is None:
+        has = f"those of {checkpoint.labels}" if checkpoint.labels else "no trained head"
+        raise ValueError(f"vocabulary={str(path)!r} has no use: {checkpoint.name} has {has}")
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"vocabulary={str(path)!r} cannot be read: {error}") from error
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if rows and "display_name" in rows[0]:
+        column = rows[0].index("display_name")
+        names = [row[column] for row in rows[1:] if len(row) > column]
+    elif rows and all(len(row) == 3 and row[0] == str(i) for i, row in enumerate(rows)):
+        names = [row[1] for row in rows]
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(set(names)) != checkpoint.n_classes or len(names) != checkpoint.n_classes:
+        raise ValueError(
+            f"vocabulary={str(path)!r} holds {len(names)} names, {len(set(names))} of them "
+            f"different; the head of {checkpoint.name} has {checkpoint.n_classes} classes"
+        )
+    return tuple(names)
 
 
 def bibtex(name: str) -> str:

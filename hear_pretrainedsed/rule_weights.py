@@ -66,6 +66,10 @@ def _gain(name: str, shape: tuple[int, ...]) -> float:
         if shape[1] == 1 and shape[2] > 1:
             return 1.5
         return 1.25 if shape[0] > shape[1] else 2.0
+    if "effnet." in name and len(shape) == 4 and "._se_" not in name:  # ours: no reference has one
+        if shape[1] == 1:
+            return 1.5
+        return 1.7 if "._project_conv." in name else 1.25
     return 1.5 if ".conv_in_" in name else 1.0
 
 
