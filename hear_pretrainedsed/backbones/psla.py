@@ -51,21 +51,20 @@ class PslaMel(KaldiMel):
     def __init__(self) -> None:
         super().__init__(mean=MEAN, std=STD, centre_clip=True)
 
-    def compute(self, audio: Tensor) -> Tensor:
-        """Audio (batch, samples) -> (batch, 128, 1056)."""
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> spec (batch, 1, 128, 1056), float32."""
         return self._filled(audio, SPEC_FRAMES)
 
     def clip(self, audio: Tensor, span_samples: int) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, 128, span_samples / 160), as in training."""
-        with torch.autocast(audio.device.type, enabled=False):
-            return self._filled(audio.float(), span_samples // HOP_SAMPLES).unsqueeze(1)
+        return self._filled(audio, span_samples // HOP_SAMPLES)
 
     def _filled(self, audio: Tensor, spec_frames: int) -> Tensor:
         if audio.shape[1] < len(self.window):  # not one whole spec frame
-            spec = audio.new_zeros(len(audio), self.n_mels, 0)
+            spec = audio.new_zeros(len(audio), 1, self.n_mels, 0, dtype=torch.float32)
         else:
-            spec = super().compute(audio)[..., :spec_frames]
-        missing = spec_frames - spec.shape[2]
+            spec = super().forward(audio)[..., :spec_frames]
+        missing = spec_frames - spec.shape[3]
         return nn.functional.pad(spec, (0, missing), value=-self.mean / self.std)
 
 
