@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from hear_pretrainedsed.audio import read_audio
-from hear_pretrainedsed.checkpoints import load_weights
+from hear_pretrainedsed.checkpoints import build_for, load_weights
 from hear_pretrainedsed.events import Event, scores_to_events
 from hear_pretrainedsed.fetch import fetch
-from hear_pretrainedsed.model import PRECISIONS, Options, SEDModel, build_checkpoint
+from hear_pretrainedsed.model import Options, SEDModel
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint, get_checkpoint, unknown
+from hear_pretrainedsed.weight_files import Saved, read_saved
 
 
 def load_model(
@@ -37,39 +38,39 @@ def load_model(
         model_file_path: weights in any published layout; "" takes the published file from the
             cache folder, and downloads it when it is not there.
         checkpoint: its name, as in `list_checkpoints()`; may be left out when the file still has
-            its published name.
+            its published name, or was written by `save_weights`, which tells it.
         device: where to put the model; None: the CPU (HEAR's tools move it themselves).
         options: fields of `hear_pretrainedsed.model.Options`.
 
     Raises:
         ValueError: unknown checkpoint or option, or a file that does not hold the checkpoint.
     """
-    facts = _which(model_file_path, checkpoint)
+    path = Path(model_file_path) if model_file_path else None
+    saved = read_saved(path) if path else None
+    facts = _which(model_file_path, checkpoint, saved)
     allowed = [f.name for f in fields(Options)]
     for name in options:
         if name not in allowed:
             raise ValueError(unknown("option", name, allowed))
     chosen = Options(**options)
-    path = Path(model_file_path) if model_file_path else None
     path = path or fetch(facts.file, facts.url, facts.sha256)
     with torch.device("meta"):  # the file fills every tensor: no time for random ones
-        model = build_checkpoint(facts, chosen)
+        model = build_for(saved, facts, chosen)
     load_weights(model, path, facts)
     model.layer_indices(chosen.layer if chosen.layer is not None else "all")  # refuse it now
-    precision = PRECISIONS[chosen.precision]
-    model.backbone.to(precision)
-    model.sequence_model.to(precision)
     model.requires_grad_(True).eval()
     return model.to(device) if device is not None else model
 
 
-def _which(path: str | os.PathLike[str], name: str | None) -> Checkpoint:
+def _which(path: str | os.PathLike[str], name: str | None, saved: Saved | None) -> Checkpoint:
     if name is not None:
         return get_checkpoint(name)
     file_name = Path(path).name
     for checkpoint in CHECKPOINTS.values():
         if checkpoint.file == file_name:
             return checkpoint
+    if saved and saved.checkpoint:
+        return get_checkpoint(saved.checkpoint)
     raise ValueError(
         f"which checkpoint does {str(path)!r} hold? Its name is no published file's: "
         'give checkpoint="...", one of hear_pretrainedsed.list_checkpoints()'

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -38,7 +40,8 @@ class Options:
     sample_rate: of the audio that comes in, Hz; resampled inside when it is not 16 000.
     precision: "fp32" or "bf16", of backbone and sequence model; what comes out is float32.
     concat_mel: append the spec, averaged over each frame, to HEAR embeddings.
-    batch_size: windows computed at a time; None: 8, and 32 on a GPU.
+    batch_size: windows computed at a time; None: 2, whose activations stay in a CPU's cache (8 at
+        a time are up to a tenth slower), and 32 on a GPU.
     vocabulary: file with the head's class names, for checkpoints whose names are not known here.
     """
 
@@ -103,21 +106,46 @@ class SEDModel(nn.Module):
         self.labels = labels
         self.options = options or Options()
         self.provenance: dict[str, object] = {}
+        self._parts: tuple[object, nn.Module, nn.Module] | None = None
 
     # ---- one window: the data flow ----
 
     def forward(self, windows: Tensor) -> Tensor:
-        """Windows (n, 160000) at 16 kHz -> frames (n, 250, dim); differentiable."""
+        """Windows (n, 160000) at 16 kHz -> frames (n, 250, dim); differentiable, float32."""
         spec = self.frontend(windows)
-        tokens = self.backbone(spec.to(self.dtype))
+        tokens = self.backbone(spec)
         frames = self.grid.to_frames(tokens)
-        return self.sequence_model(frames).float()
+        return self.sequence_model(frames)
+
+    def fast_frames(self, windows: Tensor) -> Tensor:
+        """`forward` for inference: through `inference_parts`, in their precision."""
+        backbone, sequence_model = self.inference_parts()
+        tokens = backbone(self.frontend(windows).to(self.precision))
+        return sequence_model(self.grid.to_frames(tokens)).float()
 
     def layer_frames(self, windows: Tensor, layers: Sequence[int]) -> Tensor:
         """Windows (n, 160000) -> the blocks' outputs side by side (n, 250, sum of dims)."""
-        spec = self.frontend(windows)
-        tokens = self.backbone.block_tokens(spec.to(self.dtype), layers)
+        backbone, _ = self.inference_parts()
+        tokens = backbone.block_tokens(self.frontend(windows).to(self.precision), layers)
         return torch.cat([self.grid.to_frames(x).float() for x in tokens], dim=2)
+
+    def inference_parts(self) -> tuple[nn.Module, nn.Module]:
+        """Backbone and sequence model as inference runs them: folded, in `options.precision`.
+
+        Made when first needed, and again when a weight has changed. They are no submodules: what
+        is saved and trained stays float32 and whole.
+        """
+        state = tuple(
+            (x.data_ptr(), 0 if x.is_inference() else x._version, x.device)
+            for part in (self.backbone, self.sequence_model)
+            for x in chain(part.parameters(), part.buffers())
+        )
+        if self._parts is None or self._parts[0] != state:
+            sequence_model = self.sequence_model
+            if self.precision != torch.float32:
+                sequence_model = copy.deepcopy(sequence_model).to(self.precision)
+            self._parts = (state, self.backbone.for_inference(self.precision), sequence_model)
+        return self._parts[1:]
 
     def mel_frames(self, windows: Tensor) -> Tensor:
         """Windows (n, 160000) -> spec averaged over each frame (n, 250, mels)."""
@@ -133,7 +161,7 @@ class SEDModel(nn.Module):
         (batch, blocks, frames, dim), for a learned sum.
         """
         if layer is None:
-            return self._over_windows(audio, self.forward)
+            return self._over_windows(audio, self.fast_frames)
         layers = self.layer_indices(layer)
         if layer == "all" and len(set(self.backbone.block_dims)) > 1:
             raise ValueError(
@@ -177,7 +205,7 @@ class SEDModel(nn.Module):
         piece: there the original pools over them as well.
         """
         audio = self._prepare(audio)
-        size = self.options.batch_size or (32 if audio.is_cuda else 8)
+        size = self.options.batch_size or (32 if audio.is_cuda else 2)
         pieces = []
         for piece in audio.split(self.clip_samples, dim=1):
             specs = (self.frontend.clip(part, self.clip_samples) for part in piece.split(size))
@@ -192,7 +220,11 @@ class SEDModel(nn.Module):
         layers = None if layer is None else self.layer_indices(layer)
 
         def compute(windows: Tensor) -> Tensor:
-            found = [self.forward(windows) if layers is None else self.layer_frames(windows, layers)]
+            found = [
+                self.fast_frames(windows)
+                if layers is None
+                else self.layer_frames(windows, layers)
+            ]
             if self.options.concat_mel:
                 found.append(self.mel_frames(windows))
             return torch.cat(found, dim=2)
@@ -203,7 +235,7 @@ class SEDModel(nn.Module):
     def _over_windows(self, audio: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Split audio, compute (n, 160000) -> (n, 250, dim) chunk by chunk, join."""
         audio = self._prepare(audio)
-        size = self.options.batch_size or (32 if audio.is_cuda else 8)
+        size = self.options.batch_size or (32 if audio.is_cuda else 2)
         out: Tensor | None = None
         for windows, chunk in self.grid.windows(audio, self.options.windowing, size):
             frames = compute(windows)
@@ -286,9 +318,9 @@ class SEDModel(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the backbone computes in."""
-        return next(self.backbone.parameters()).dtype
+    def precision(self) -> torch.dtype:
+        """What backbone and sequence model compute in at inference."""
+        return PRECISIONS[self.options.precision]
 
     @torch.no_grad()
     def trace(self, audio: Tensor) -> list[Step]:
@@ -309,10 +341,11 @@ class SEDModel(nn.Module):
         windows, _ = next(self.grid.windows(audio, self.options.windowing, len(audio)))
         x = step("audio", lambda x: x, windows, 1)
         x = step("spec", self.frontend, x, 3)
-        x = step("tokens", self.backbone, x.to(self.dtype), 1)
+        backbone, sequence_model = self.inference_parts()
+        x = step("tokens", backbone, x.to(self.precision), 1)
         x = step("frames", self.grid.to_frames, x, 1)
         if not isinstance(self.sequence_model, nn.Identity):
-            x = step("frames", self.sequence_model, x, 1)
+            x = step("frames", sequence_model, x, 1)
         if self.head is not None:
             step(self.head.emits, self.head, x.float(), 1)
         return steps

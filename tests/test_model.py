@@ -224,10 +224,10 @@ def test_other_rates_are_resampled_inside() -> None:
 
 def test_bf16_gives_float32_near_fp32(clip: Tensor) -> None:
     full = small().scores(clip) > 0.5
-    half_model = small()
-    half_model.backbone.to(torch.bfloat16)
+    half_model = small(precision="bf16")
     scores = half_model.scores(clip)
     assert scores.dtype == torch.float32
+    assert {p.dtype for p in half_model.parameters()} == {torch.float32}
     assert ((scores > 0.5) == full).float().mean() >= 0.98
 
 
@@ -250,3 +250,20 @@ def test_an_hour_through_atst_in_bounded_memory() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 1.5, f"{done.stdout} GiB above the weights and the audio"
+
+
+def test_inference_parts_follow_the_weights(clip: Tensor) -> None:
+    """Folded copies are made once, and again after a step of training or a new state."""
+    model = small()
+    parts = model.inference_parts()
+    assert model.inference_parts()[0] is parts[0] and parts[0] is not model.backbone
+    assert not any("_parts" in name for name in model.state_dict())
+    before = model.frames(clip)
+    with torch.no_grad():
+        model.backbone.features[3].block[0][0].weight.mul_(1.5)
+    torch.testing.assert_close(model.frames(clip), model(clip), rtol=1e-4, atol=1e-4)
+    assert (model.frames(clip) - before).abs().max() > 0.01
+    model.train()
+    model(clip.repeat(2, 1))  # batch norms count
+    model.eval()
+    torch.testing.assert_close(model.frames(clip), model(clip), rtol=1e-4, atol=1e-4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from hear_pretrainedsed.frontends import FrontEnd
@@ -99,6 +101,10 @@ class Backbone(nn.Module):
             if i == max(wanted):
                 break
         return [found[i] for i in wanted]
+
+    def for_inference(self, dtype: torch.dtype) -> Backbone:
+        """This backbone in `dtype`, for inference only: itself, or a copy that is faster."""
+        return self if dtype == torch.float32 else copy.deepcopy(self).to(dtype)
 
     def layer_of(self, name: str) -> int:
         """Block index that a parameter belongs to: what comes before the blocks counts as 0.

@@ -52,15 +52,18 @@ class GatedAttention(nn.Module):
         """x (batch, tokens, dim), bias (heads, tokens, tokens) -> (batch, tokens, dim)."""
         batch, tokens, _ = x.shape
         q, k, v = (
-            projection(x).view(batch, tokens, N_HEADS, HEAD_DIM).transpose(1, 2)
+            projection(x).view(batch, tokens, N_HEADS, HEAD_DIM)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.gate(q) * bias)
+        gate = self.gate(q)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=gate * bias)
         return self.out_proj(x.transpose(1, 2).reshape(batch, tokens, WIDTH))
 
     def gate(self, q: Tensor) -> Tensor:
-        """q (batch, heads, tokens, 64), unscaled -> gate (batch, heads, tokens, 1)."""
-        a, b = self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)
+        """q (batch, tokens, heads, 64), unscaled -> gate (batch, heads, tokens, 1)."""
+        a, b = self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)
+        a, b = a.transpose(1, 2).unsqueeze(-1), b.transpose(1, 2).unsqueeze(-1)
         return a * (b * self.grep_a - 1) + 2
 
 

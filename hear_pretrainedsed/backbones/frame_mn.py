@@ -6,10 +6,13 @@ Schmid et al. 2023 (EfficientAT, arXiv 2211.04772), PretrainedSED and EfficientS
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.frontends import FrontEnd, preemphasis_mel
@@ -161,6 +164,17 @@ class FrameMobileNet(Backbone):
     def embed(self, spec: Tensor) -> Tensor:
         """The spec itself: the stem is the first block."""
         return spec
+
+    def for_inference(self, dtype: torch.dtype) -> Backbone:
+        """A copy with batch norms folded into the convolutions, channels last."""
+        body = copy.deepcopy(self).eval().requires_grad_(False)
+        for part in list(body.modules()):
+            if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Conv2d):
+                part[0] = fuse_conv_bn_eval(part[0], part[1])
+                del part[1]
+            elif isinstance(part, nn.ReLU | nn.Hardswish):
+                part.inplace = True
+        return body.to(dtype, memory_format=torch.channels_last)
 
     def readout(self, x: Tensor) -> Tensor:
         """(batch, channels, bands, time) -> (batch, time, channels), the mean over bands."""
