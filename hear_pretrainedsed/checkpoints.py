@@ -7,21 +7,32 @@ and this project's own (.pt or .safetensors).
 
 from __future__ import annotations
 
-import argparse
-import json
-import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hear_pretrainedsed.model import SEDModel
-from hear_pretrainedsed.records import record_sha256
+from hear_pretrainedsed.heads import LinearHead
+from hear_pretrainedsed.model import HEADS, Options, SEDModel, build_checkpoint, build_model
+from hear_pretrainedsed.records import HashRecord, record_sha256
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint
 from hear_pretrainedsed.sequence_models.base import SequenceModel
+from hear_pretrainedsed.weight_files import CheckpointError, Contents, Saved, read, write
+
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "build_for",
+    "load_for_transfer",
+    "load_image_weights",
+    "load_weights",
+    "save_weights",
+]
 
 #: names of heads and sequence model: published -> here
 TOP_NAMES = (
@@ -30,11 +41,9 @@ TOP_NAMES = (
     (r"^(?:net\.|model\.)?seq_model\.", "sequence_model."),
     (r"^(?:module\.)?attention\.", "head."),
 )
+#: counters of batches seen: no weights; files may lack them or have more of them
+COUNTERS = re.compile(r"(.*\.)?(num_batches_tracked|n_averaged)")
 N_SHOWN = 5
-
-
-class CheckpointError(ValueError):
-    """A file that does not hold the checkpoint it was given for; the model is left as it was."""
 
 
 @dataclass
@@ -47,24 +56,49 @@ class Loaded:
     left_out: list[str] = field(default_factory=list)
 
 
+def build_for(
+    saved: Saved | None, checkpoint: Checkpoint, options: Options | None = None
+) -> SEDModel:
+    """The network of a checkpoint, with the head and classes that a file of this project names."""
+    if saved is None or (saved.labels is None and options and options.vocabulary):
+        return build_checkpoint(checkpoint, options)
+    return build_model(
+        checkpoint.backbone,
+        sequence_model=checkpoint.sequence_model,
+        head=saved.head,
+        labels=saved.labels,
+        n_classes=saved.n_classes,
+        clip_s=checkpoint.clip_s,
+        options=options,
+    )
+
+
 def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> Loaded:
     """Fill `model` from the file `path`, which has to hold `checkpoint`; all or nothing.
+
+    Parameters are replaced, in float32: make optimisers afterwards. Files without a trained clip
+    head, or with one of other classes, leave the model without one. Warns at the first load of a
+    published file whose sha256 is not known, and when a file's sha256 has changed since.
 
     Raises:
         CheckpointError: the file cannot be read, holds something else, lacks or has more keys than
             the model, or other shapes. The message names file, checkpoint and first differences.
     """
     path = Path(path)
-    _check_name(path, checkpoint)
-    state, layout, left_out = _translate(model, _read(path), path, checkpoint)
-    _compare(model, state, path, checkpoint)
-    dtype = torch.float32
-    state = {k: v.to(dtype).clone() if v.is_floating_point() else v for k, v in state.items()}
+    with _named(checkpoint):
+        _check_name(path, checkpoint)
+        contents = read(path)
+        _check_saved(model, contents.saved, path, checkpoint)
+        state, layout, left_out = _translate(model, contents, path, checkpoint)
+        _compare(model, state, path, checkpoint)
+        state = _converted(model, state, path)
+    record = record_sha256(path)
+    _tell_first_load(record, path, checkpoint)
     if getattr(model.head, "weak", None) is not None and "head.weak.weight" not in state:
         model.head.weak = None  # never at random values
         left_out.append("(no weak_head in the file: the model has no clip scores)")
     model.load_state_dict(state, strict=True, assign=True)
-    loaded = Loaded(path, layout, record_sha256(path).sha256, left_out)
+    loaded = Loaded(path, layout, record.sha256, left_out)
     model.provenance = {
         "checkpoint": checkpoint.name,
         "file": path.name,
@@ -86,7 +120,7 @@ def load_for_transfer(model: SEDModel, path: str | Path, checkpoint: Checkpoint)
     """
     path = Path(path)
     _check_name(path, checkpoint)
-    state, layout, left_out = _translate(model, _read(path), path, checkpoint)
+    state, layout, left_out = _translate(model, read(path), path, checkpoint)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     dropped = [k for k, shape in given.items() if k.startswith("head.") and own.get(k) != shape]
@@ -94,7 +128,7 @@ def load_for_transfer(model: SEDModel, path: str | Path, checkpoint: Checkpoint)
     body = {k: shape for k, shape in own.items() if k in fitting or not k.startswith("head.")}
     if parts := _differences(body, {k: tuple(value.shape) for k, value in fitting.items()}):
         raise CheckpointError(f"{path} does not hold {checkpoint.name}: {'; '.join(parts)}")
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(_converted(model, fitting, path), strict=False)
     return Loaded(path, layout, record_sha256(path).sha256, left_out + dropped)
 
 
@@ -114,12 +148,12 @@ def load_image_weights(model: SEDModel, path: str | Path) -> Loaded:
     def skipped(name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in body.image_skips)
 
-    state = _read(path)
+    state = read(path).tensors
     own = {k: tuple(value.shape) for k, value in body.state_dict().items() if not skipped(k)}
     fitting = {k: value for k, value in state.items() if not skipped(k)}
     if parts := _differences(own, {k: tuple(value.shape) for k, value in fitting.items()}):
         raise CheckpointError(f"{path} does not hold this backbone: {'; '.join(parts)}")
-    body.load_state_dict(fitting, strict=False)
+    body.load_state_dict(_converted(body, fitting, path), strict=False)
     left_out = [name for name in state if name not in fitting]
     return Loaded(path, "images", record_sha256(path).sha256, left_out)
 
@@ -127,22 +161,26 @@ def load_image_weights(model: SEDModel, path: str | Path) -> Loaded:
 def save_weights(model: SEDModel, path: str | Path) -> None:
     """Write the model in this project's own layout, atomically; the ending decides the format.
 
-    `.safetensors` and `.pt` hold the same names; safetensors also the checkpoint's name and class
-    list as metadata.
+    `.safetensors` and `.pt` hold the same: tensors under the names here, the checkpoint's name,
+    the kind of head and its classes. Raises ValueError for another ending or a missing folder.
     """
-    path = Path(path)
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    head = next((name for name, kind in HEADS.items() if type(model.head) is kind), None)
+    first = next((v for k, v in state.items() if k.startswith("head.") and v.ndim > 1), None)
+    n_classes = None if first is None else len(first)
+    saved = Saved(model.provenance.get("checkpoint"), head, model.labels, n_classes)
+    write(Path(path), state, saved)
 
-        facts = {"checkpoint": model.provenance.get("checkpoint"), "labels": model.labels}
-        save_file(state, part, metadata={"hear_pretrainedsed": json.dumps(facts)})
-    elif path.suffix == ".pt":
-        torch.save(state, part)
-    else:
-        raise ValueError(f"cannot write weights to {path}: the name has to end in .safetensors or .pt")
-    part.replace(path)
+
+@contextmanager
+def _named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the checkpoint in every error about its file."""
+    try:
+        yield
+    except CheckpointError as error:
+        if checkpoint.name in str(error):
+            raise
+        raise CheckpointError(f"cannot load {checkpoint.name}: {error}") from None
 
 
 def _check_name(path: Path, checkpoint: Checkpoint) -> None:
@@ -155,69 +193,73 @@ def _check_name(path: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, by name."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path} is a web page, not a checkpoint: the download went wrong")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning's settings
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} is refused: {_cause(error)}") from error
-    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds on bad bytes
-        raise CheckpointError(f"{path} cannot be read, it may be truncated: {_cause(error)}") from error
-    return _tensors(content, path)
+def _check_saved(model: SEDModel, saved: Saved | None, path: Path, checkpoint: Checkpoint) -> None:
+    """Compare what a file of this project says about itself: its tensors cannot tell."""
+    if saved is None:
+        return
+    published = saved.checkpoint in CHECKPOINTS and checkpoint.name in CHECKPOINTS
+    if published and saved.checkpoint != checkpoint.name:
+        raise CheckpointError(f"{path} says it holds {saved.checkpoint}, not {checkpoint.name}")
+    if saved.labels and model.labels and saved.labels != model.labels:
+        raise CheckpointError(
+            f"{path} does not hold {checkpoint.name} with the model's {len(model.labels)} classes: "
+            f"it has {len(saved.labels)} of its own ({', '.join(saved.labels[:3])}, ...)"
+        )
 
 
-def _cause(error: Exception) -> str:
-    """First line of an error, without advice on how to switch the safety off."""
-    text = str(error).strip().splitlines()
-    if isinstance(error, pickle.UnpicklingError):
-        found = re.search(r"Unsupported (?:global|class|operand)[^\n]*?([\w.]+\.[\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        return f"it is not a plain file of tensors; it holds Python objects or code{what}"
-    return (text[0] if text else type(error).__name__)[:200]
+def _tell_first_load(record: HashRecord, path: Path, checkpoint: Checkpoint) -> None:
+    published = path.name == checkpoint.file and checkpoint.sha256 is None
+    if published and record.recorded is None:
+        warnings.warn(
+            f"first load of {path.name}: its sha256 {record.sha256} is recorded, and nobody here "
+            "has seen another to compare it with; later loads are compared with this one",
+            stacklevel=3,
+        )
 
 
-def _tensors(content: object, path: Path) -> dict[str, Tensor]:
-    """The tensor dictionary inside what a file holds: itself, or under "model", "state_dict"."""
-    while isinstance(content, Mapping):
-        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        inner = [k for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)]
-        if tensors and not inner:
-            return {str(k): v for k, v in tensors.items()}
-        if not inner:
-            break
-        content = content[inner[0]]
-    raise CheckpointError(f"{path} holds no tensors by name")
+def _converted(module: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors of the module's own: contiguous copies, floating ones in float32 and finite."""
+    out = {}
+    for name, own in module.state_dict().items():
+        if name not in state:  # a head that is dropped
+            continue
+        given, is_real = state[name].detach(), own.is_floating_point()
+        if given.is_floating_point() != is_real:
+            raise CheckpointError(
+                f"{path}: {name} holds {given.dtype}, where {own.dtype} is wanted"
+            )
+        device = "cpu" if own.is_meta else own.device
+        value = given.to(device, torch.float32 if is_real else own.dtype, copy=True).contiguous()
+        # A sum is finite where all values are, and faster; values near the limit may overflow it.
+        if is_real and not (value.sum().isfinite() or value.isfinite().all()):
+            raise CheckpointError(f"{path} is refused: {name} has values that are NaN or infinite")
+        out[name] = value
+    return out
 
 
 def _translate(
-    model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: Checkpoint
+    model: SEDModel, contents: Contents, path: Path, checkpoint: Checkpoint
 ) -> tuple[dict[str, Tensor], str, list[str]]:
     """Bring a file's names to the model's: (state, layout, names left out)."""
-    body = model.backbone
+    body, state = model.backbone, contents.tensors
     expected = set(body.state_dict())
     top = {name: new for name in state if (new := _top_name(name)) != name}
-    rest = [name for name in state if name not in top]
 
     def below(prefix: str) -> dict[str, str]:
-        found = {n: body.rename(n[len(prefix) :]) for n in rest if n.startswith(prefix)}
-        return {n: new for n, new in found.items() if new in expected}
+        """All names under a prefix (a pattern): name in the file -> name below it here."""
+        found = ((n, re.match(prefix, n)) for n in state if n not in top)
+        return {n: body.rename(n[match.end() :]) for n, match in found if match}
 
-    layouts = {"own": ["backbone."], "release": body.prefixes, "upstream": body.upstream_prefixes}
-    found, layout = max(
+    layouts = {
+        "own": [r"backbone\."],
+        "release": [re.escape(prefix) for prefix in body.prefixes],
+        "upstream": body.upstream_prefixes,
+    }
+    under, layout = max(
         ((below(prefix), layout) for layout, prefixes in layouts.items() for prefix in prefixes),
-        key=lambda pair: len(set(pair[0].values())),
+        key=lambda pair: len(expected.intersection(pair[0].values())),
     )
+    found = {name: new for name, new in under.items() if new in expected}
     if not found:
         first = ", ".join(list(state)[:3])
         raise CheckpointError(
@@ -225,16 +267,24 @@ def _translate(
             f"{checkpoint.backbone} (it begins with {first})"
         )
     names = {n: f"backbone.{new}" for n, new in found.items()}
-    left_out = []
+    left_out = list(contents.others)
+    # An author's file holds other networks too. What is named like a part of this one is its own.
+    parts = {name.split(".")[0] for name in expected} if layout == "upstream" else set()
     for name in state:
         if name in found:
             continue
         new = name if layout == "own" else _sequence_name(model, top.get(name, name))
-        if layout == "upstream" or _unused(model, name, new, state[name]):
+        elsewhere = layout == "upstream" and under.get(name, "").split(".")[0] not in parts
+        if elsewhere or _unused(model, name, new, state[name]):
             left_out.append(name)
         else:
             names[name] = new
-    return _without_constants(model, _gather(state, names, path), path), layout, left_out
+    state = _without_constants(model, _gather(state, names, path), path)
+    for name, own in model.state_dict().items():
+        if COUNTERS.fullmatch(name) and name not in state:
+            state[name] = torch.zeros(own.shape, dtype=own.dtype, device="cpu")
+            left_out.append(f"(no {name} in the file: it is zero)")
+    return state, layout, left_out
 
 
 def _top_name(name: str) -> str:
@@ -253,13 +303,15 @@ def _sequence_name(model: SEDModel, name: str) -> str:
 def _unused(model: SEDModel, name: str, new: str, value: Tensor) -> bool:
     """Whether a key has no use here.
 
-    That is a listed one, a head where no trained one is wanted, or a clip head of other classes
-    than the frame head's (EfficientSED's loader leaves it out as well).
+    That is a listed one, a counter that the model has not, a head where no trained one is wanted,
+    or a clip head of other classes than the frame head's (the originals' loaders drop it as well).
     """
     if any(re.fullmatch(pattern, name) for pattern in model.backbone.unused_keys):
         return True
-    if new.startswith("head.weak.") and model.labels is not None:
-        return tuple(value.shape[:1]) != (len(model.labels),)
+    if COUNTERS.fullmatch(name):
+        return new not in model.state_dict()
+    if new.startswith("head.weak.") and isinstance(model.head, LinearHead) and model.head.strong:
+        return tuple(value.shape[:1]) != (model.head.strong.out_features,)
     return new.startswith("head.") and model.head is None
 
 
@@ -279,9 +331,10 @@ def _gather(state: dict[str, Tensor], names: dict[str, str], path: Path) -> dict
     """Tensors under their new names; several names of one tensor have to agree."""
     out: dict[str, Tensor] = {}
     for name, new in names.items():
-        if new in out and not torch.equal(out[new], state[name]):
+        value = state[name]
+        if new in out and not (out[new].dtype == value.dtype and torch.equal(out[new], value)):
             raise CheckpointError(f"{path}: {name} should repeat {new}, and differs from it")
-        out[new] = state[name]
+        out[new] = value
     return out
 
 
@@ -294,9 +347,9 @@ def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: 
         below = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
         shapes = model.sequence_model.file_shapes(below)
         expected |= {prefix + name: shape for name, shape in shapes.items()}
-    for name in ("head.weak.weight", "head.weak.bias"):  # a file without clip head is complete
-        if model.head is not None and "head.weak.weight" not in state:
-            expected.pop(name, None)
+    if isinstance(model.head, LinearHead) and not any(k.startswith("head.weak.") for k in given):
+        expected.pop("head.weak.weight", None)  # a file without clip head is complete
+        expected.pop("head.weak.bias", None)
     parts = _differences(expected, given)
     if not parts:
         return
@@ -321,8 +374,9 @@ def _differences(
         for name in sorted(expected.keys() & given.keys())
         if given[name] != expected[name]
     ]
+    found = {"missing": missing, "unknown": foreign, "of another shape": shapes}
     return [
-        f"{len(found)} {what}: {', '.join(found[:N_SHOWN])}{', ...' if len(found) > N_SHOWN else ''}"
-        for what, found in (("missing", missing), ("unknown", foreign), ("of another shape", shapes))
-        if found
+        f"{len(names)} {what}: {', '.join(names[:N_SHOWN])}{', ...' if names[N_SHOWN:] else ''}"
+        for what, names in found.items()
+        if names
     ]

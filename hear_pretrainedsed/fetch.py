@@ -92,6 +92,11 @@ def fetch(
         raise FetchError(f"cannot write {file_name} in {folder} ({error}): {advice}") from error
 
 
+def is_web_page(start: bytes) -> bool:
+    """Whether a file that begins like this is HTML or XML: a log-in or error page, no weights."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE_STARTS)
+
+
 @dataclass(frozen=True)
 class _Source:
     """The remote file that a part is the beginning of."""
@@ -174,8 +179,7 @@ def _attempt(job: _Download) -> None:
         n_bytes = response.length
         head = _read(job, response, CHUNK_BYTES)
         kind = response.headers.get_content_type()
-        is_page = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE_STARTS)
-        if is_page or kind in ("text/html", "application/xhtml+xml"):
+        if is_web_page(head) or kind in ("text/html", "application/xhtml+xml"):
             raise job.error(f"the server sent a web page ({kind}) in its place")
         job.drop()
         source = _Source(job.url, _validator(response.headers), n_bytes)

@@ -27,7 +27,13 @@ class AtstFrame(ViT):
     prefixes = ("model.atst.",)
     reference_prefix = "model.atst."
     # Lightning files of the authors: student and teacher; the teacher is what is published.
-    upstream_prefixes = (r"model\.teacher\.encoder\.", r"teacher\.encoder\.", r"encoder\.", r"")
+    upstream_prefixes = (
+        r"(model\.)?teacher\.encoder\.",
+        r"(encoder\.encoder\.)?frame_encoder\.",
+        r"(encoder\.)?encoder\.",
+        r"",
+    )
+    key_map = ((r"^norm\.", "norm_frame."),)  # there; the release says norm_frame
     # The mel transform's buffers are made here from their formulas.
     unused_keys = (r"model\.atst_mel\.mel_transform\..*",)
 
