@@ -87,7 +87,9 @@ class FrontEnd(nn.Module):
         self.n_mels = filters.shape[0]
         self.register_buffer("window", window.float(), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
-        self.blocks = [_block(filters, i, self.n_mels // 4) for i in range(0, self.n_mels, self.n_mels // 4)]
+        self.blocks = [
+            _block(filters, i, self.n_mels // 4) for i in range(0, self.n_mels, self.n_mels // 4)
+        ]
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, mels, spec_frames), float32."""
@@ -99,6 +101,10 @@ class FrontEnd(nn.Module):
     def compute(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> (batch, spec_frames, mels)."""
         raise NotImplementedError
+
+    def clip(self, audio: Tensor, span_samples: int) -> Tensor:
+        """Audio (batch, samples up to the span) -> spec of the whole span; silence fills it up."""
+        return self(nn.functional.pad(audio, (0, span_samples - audio.shape[1])))
 
     def mel_power(self, frames: Tensor) -> Tensor:
         """Windowed frames (batch, spec_frames, window) -> mel power (batch, spec_frames, mels)."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -14,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hear_pretrainedsed.audio import check_audio, resample
-from hear_pretrainedsed.frames import WINDOWINGS, FrameGrid
+from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.frontends import SAMPLE_RATE
 from hear_pretrainedsed.heads import AttentionHead, LinearHead, MultiHeadPooling, NoHeadError
+from hear_pretrainedsed.options import PRECISIONS, Layers, Options
 from hear_pretrainedsed.registry import (
     BACKBONES,
     SEQUENCE_MODELS,
@@ -25,43 +24,6 @@ from hear_pretrainedsed.registry import (
     read_vocabulary,
     unknown,
 )
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-Layers = int | Sequence[int] | str | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may set about a loaded model.
-
-    layer: None for the final output, a block's index, several, or "all"; for HEAR embeddings.
-    windowing: "reference" (10 s after 10 s, as the originals) or "overlap" (every 5 s).
-    sample_rate: of the audio that comes in, Hz; resampled inside when it is not 16 000.
-    precision: "fp32" or "bf16", of backbone and sequence model; what comes out is float32.
-    concat_mel: append the spec, averaged over each frame, to HEAR embeddings.
-    batch_size: windows computed at a time; None: 2, whose activations stay in a CPU's cache (8 at
-        a time are up to a tenth slower), and 32 on a GPU.
-    vocabulary: file with the head's class names, for checkpoints whose names are not known here.
-    """
-
-    layer: Layers = None
-    windowing: str = "reference"
-    sample_rate: int = SAMPLE_RATE
-    precision: str = "fp32"
-    concat_mel: bool = False
-    batch_size: int | None = None
-    vocabulary: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.windowing not in WINDOWINGS:
-            raise ValueError(unknown("windowing", self.windowing, WINDOWINGS))
-        if self.precision not in PRECISIONS:
-            raise ValueError(unknown("precision", self.precision, PRECISIONS))
-        for name in ("sample_rate", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}; it has to be a positive whole number")
 
 
 class Step(NamedTuple):
@@ -206,10 +168,11 @@ class SEDModel(nn.Module):
         """
         audio = self._prepare(audio)
         size = self.options.batch_size or (32 if audio.is_cuda else 2)
+        backbone, _ = self.inference_parts()
         pieces = []
         for piece in audio.split(self.clip_samples, dim=1):
             specs = (self.frontend.clip(part, self.clip_samples) for part in piece.split(size))
-            tokens = torch.cat([self.backbone(spec.to(self.dtype)).float() for spec in specs])
+            tokens = torch.cat([backbone(spec.to(self.precision)).float() for spec in specs])
             n_inside = -(-piece.shape[1] * tokens.shape[1] // self.clip_samples)
             pieces.append(tokens[:, :n_inside] if pieces else tokens)
         return torch.cat(pieces, dim=1)
@@ -220,14 +183,9 @@ class SEDModel(nn.Module):
         layers = None if layer is None else self.layer_indices(layer)
 
         def compute(windows: Tensor) -> Tensor:
-            found = [
-                self.fast_frames(windows)
-                if layers is None
-                else self.layer_frames(windows, layers)
-            ]
-            if self.options.concat_mel:
-                found.append(self.mel_frames(windows))
-            return torch.cat(found, dim=2)
+            frames = self.layer_frames(windows, layers) if layers else self.fast_frames(windows)
+            mel = [self.mel_frames(windows)] if self.options.concat_mel else []
+            return torch.cat([frames, *mel], dim=2)
 
         return self._over_windows(audio, compute)
 
@@ -235,7 +193,7 @@ class SEDModel(nn.Module):
     def _over_windows(self, audio: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Split audio, compute (n, 160000) -> (n, 250, dim) chunk by chunk, join."""
         audio = self._prepare(audio)
-        size = self.options.batch_size or (32 if audio.is_cuda else 2)
+        size = self._batch_size(audio)
         out: Tensor | None = None
         for windows, chunk in self.grid.windows(audio, self.options.windowing, size):
             frames = compute(windows)
@@ -245,6 +203,9 @@ class SEDModel(nn.Module):
             self.grid.join(frames, chunk, out)
         assert out is not None
         return out
+
+    def _batch_size(self, audio: Tensor) -> int:
+        return self.options.batch_size or (32 if audio.is_cuda else 2)
 
     def _prepare(self, audio: Tensor) -> Tensor:
         """Check audio, bring it to the model's device and to 16 kHz."""
@@ -273,8 +234,10 @@ class SEDModel(nn.Module):
         if layer == "all":
             return list(range(n))
         given = [layer] if isinstance(layer, int) else layer
-        fits = isinstance(given, list | tuple) and given and all(
-            isinstance(i, int) and not isinstance(i, bool) and -n <= i < n for i in given
+        fits = (
+            isinstance(given, list | tuple)
+            and given
+            and all(isinstance(i, int) and not isinstance(i, bool) and -n <= i < n for i in given)
         )
         if not fits:
             raise ValueError(

@@ -7,10 +7,12 @@ weights were trained. The attention pooling above it is `heads.MultiHeadPooling`
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.frontends import HOP_SAMPLES, KaldiMel
@@ -40,6 +42,14 @@ STAGES = (
     Stage(5, 2, 6, 208, 5),
     Stage(3, 1, 6, 352, 2),
 )
+#: convolution -> the norm after it, in the trunk and in its blocks
+FOLDED = {
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
 
 
 class PslaMel(KaldiMel):
@@ -49,7 +59,7 @@ class PslaMel(KaldiMel):
     """
 
     def __init__(self) -> None:
-        super().__init__(mean=MEAN, std=STD, centre_clip=True)
+        super().__init__(mean=MEAN, std=STD)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, 128, 1056), float32."""
@@ -175,6 +185,17 @@ class Psla(Backbone):
     def finish(self, x: Tensor) -> Tensor:
         """(batch, 352, 4, tokens) -> features (batch, 1408, 4, tokens)."""
         return nn.functional.silu(self._bn1(self._conv_head(x)))
+
+    def for_inference(self, dtype: torch.dtype) -> Backbone:
+        """A copy with batch norms folded into the convolutions, channels last."""
+        body = copy.deepcopy(self).eval().requires_grad_(False)
+        for part in (body, *body.blocks_):
+            for conv_name, norm_name in FOLDED.items():
+                if hasattr(part, conv_name):
+                    conv, norm = getattr(part, conv_name), getattr(part, norm_name)
+                    setattr(part, conv_name, fuse_conv_bn_eval(conv, norm))
+                    setattr(part, norm_name, nn.Identity())
+        return body.to(dtype, memory_format=torch.channels_last)
 
     def readout(self, x: Tensor) -> Tensor:
         """(batch, channels, bands, time) -> (batch, time, channels), the mean over bands."""
