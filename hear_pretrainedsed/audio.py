@@ -73,7 +73,7 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
     if path.suffix.lower() == ".raw":  # soundfile takes the name's word for it
         raise AudioError(f"{path}: headerless audio (.raw); convert it to WAV or FLAC")
     try:
-        with _Stream(path) as file:
+        with _Stream(os.fsencode(path)) as file:  # names need not be valid UTF-8
             _check_whole(path, file)
             return torch.from_numpy(_read(path, file, sample_rate))
     except soundfile.LibsndfileError as error:

@@ -22,12 +22,13 @@ import torch
 import typer
 from torch import Tensor
 
-from hear_pretrainedsed import __version__, registry
 from hear_pretrainedsed import events as ev
+from hear_pretrainedsed import registry
 from hear_pretrainedsed.api import load_model
+from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.fetch import FetchError, fetch, find
 from hear_pretrainedsed.heads import NoHeadError
-from hear_pretrainedsed.model import Options, SEDModel, build_checkpoint
+from hear_pretrainedsed.model import Options, SEDModel
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint, unknown
 
@@ -59,9 +60,17 @@ Threshold = Annotated[float, Option(help="Scores above it are events.")]
 MedianS = Annotated[float | None, Option(help="Median filter; an odd number of 40 ms frames.")]
 MinDurationS = Annotated[float | None, Option(help="Drop shorter events.")]
 Top = Annotated[int | None, Option(min=1, help="Only the classes that score highest in a file.")]
+Vocabulary = Annotated[Path | None, Option(help="Class names, where they are not known here.")]
 Labels = Annotated[list[str] | None, Option(help="Only this class; may be repeated.")]
 SaveScores = Annotated[bool, Option("--save-scores", help="Also FILE.scores.npz.")]
 Picture = Annotated[bool, Option("--picture", help="Also FILE.events.png.")]
+
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_NO_HEAD = (
+    "{} has no trained head, so it detects nothing: train one with `probe` (backbone frozen) or "
+    "`finetune`, or take a strong checkpoint"
+)
 
 
 class Format(StrEnum):
@@ -82,7 +91,7 @@ def list_() -> None:
     for checkpoint in registry.CHECKPOINTS.values():
         psds1 = "" if checkpoint.psds1 is None else f"{checkpoint.psds1}"
         cached = "yes" if find(checkpoint.file) else "no"
-        size = f"{_n_parameters(checkpoint)}"
+        size = f"{complexity(checkpoint).parameters}"
         rows.append((checkpoint.name, checkpoint.stage, size, psds1, checkpoint.licence, cached))
     if not sys.stdout.isatty():
         for row in rows:
@@ -107,12 +116,11 @@ def info(
     if bibtex:
         print(registry.bibtex(name))
         return
-    labels = registry.read_labels(checkpoint.labels) if checkpoint.labels else None
     facts = {
         "name": checkpoint.name,
         "stage": checkpoint.stage,
-        "parameters": f"{_n_parameters(checkpoint):,}",
-        "classes": f"{len(labels)} ({checkpoint.labels})" if labels else "none: no trained head",
+        "parameters": f"{complexity(checkpoint).parameters:,}",
+        "classes": _classes(checkpoint),
         "PSDS1": checkpoint.psds1,
         "licence": checkpoint.licence,
         "HEAR module": f"hear_pretrainedsed.{checkpoint.module}",
@@ -156,8 +164,8 @@ def embed(
     """Write FILE.embeddings.npy, (frames, dim) with a frame each 40 ms, and facts as .json."""
     recordings = find_recordings(files)
     get_checkpoint(checkpoint)
-    options = Options(_layers(layer), windowing, precision=precision, batch_size=batch_size)
-    model = _load(checkpoint, weights, device, options, out)
+    chosen = dict(windowing=windowing, precision=precision, batch_size=batch_size)
+    model = _load(checkpoint, weights, device, out, layer=_layers(layer), **chosen)
     run = Run(model, recordings, shows_bar=True)
 
     def work(recording: Recording, audio: Tensor) -> None:
@@ -165,11 +173,11 @@ def embed(
         found = found.mean(axis=0) if scene else found
         facts = {"shape": found.shape, "axes": ["dim"] if scene else ["frames", "dim"]}
         facts |= {} if scene else {"first_ms": 500 * ev.GRID.hop_s, "hop_ms": 1000 * ev.GRID.hop_s}
-        stem = _stem(out, recording)
+        stem = recording.outputs(out)
         with ev.whole_file(f"{stem}.embeddings.npy") as file:
             np.save(file, found)
         with ev.whole_file(f"{stem}.embeddings.json") as file:
-            content = _facts(model, recording, audio) | {"layer": layer} | facts
+            content = run.facts(recording, audio) | {"layer": layer} | facts
             file.write(json.dumps(content, indent=1).encode() + b"\n")
 
     raise typer.Exit(1 if run.for_each(work) else 0)
@@ -186,6 +194,7 @@ def detect(
     min_duration_s: MinDurationS = None,
     top: Top = None,
     labels: Labels = None,
+    vocabulary: Vocabulary = None,
     formats: Formats = None,
     save_scores: SaveScores = False,
     picture: Picture = False,
@@ -196,15 +205,18 @@ def detect(
 ) -> None:
     """Write events: FILE.events.tsv, FILE.events.json, FILE.labels.txt (for Audacity)."""
     recordings = find_recordings(files)
-    _check_head(get_checkpoint(checkpoint), labels)
-    decoding = {"threshold": threshold, "median_frames": _median_frames(median_s)}
-    decoding["min_duration_s"] = min_duration_s
+    known = get_checkpoint(checkpoint)
+    if weights is None:
+        _check_fetched(known, labels)
+    frames = _median_frames(median_s)
+    decoding = dict(threshold=threshold, median_frames=frames, min_duration_s=min_duration_s)
     ev.scores_to_events(np.zeros((0, 0), np.float32), [], **decoding)  # refuse wrong values now
     kinds = set(formats or [Format.tsv])
     if out is None and (kinds != {Format.tsv} or save_scores or picture):
         raise ValueError("give a folder, -o DIR: without one, events are printed, as tsv")
-    options = Options(None, windowing, precision=precision, batch_size=batch_size)
-    model = _load(checkpoint, weights, device, options, out)
+    chosen = dict(windowing=windowing, precision=precision, batch_size=batch_size)
+    model = _load(checkpoint, weights, device, out, vocabulary=vocabulary, **chosen)
+    _check_head(model, checkpoint, labels)
     run = Run(model, recordings, shows_bar=out is not None or not sys.stdout.isatty())
     work = _Detector(run, labels, top, decoding, out, kinds, save_scores, picture, {})
     n_failed = run.for_each(work)
@@ -238,11 +250,11 @@ class _Detector:
             sys.stdout.write(ev.tsv({name: found}, heading=len(self.found) == 1))
             sys.stdout.flush()
             return
-        stem = _stem(self.out, recording)
+        stem = recording.outputs(self.out)
         if Format.tsv in self.kinds:
             ev.write_tsv(f"{stem}.events.tsv", {name: found})
         if Format.json in self.kinds:
-            facts = _facts(model, recording, audio) | self.decoding
+            facts = self.run.facts(recording, audio) | self.decoding
             ev.write_json(f"{stem}.events.json", found, **facts)
         if Format.audacity in self.kinds:
             ev.write_audacity(f"{stem}.labels.txt", found)
@@ -265,14 +277,28 @@ class _Detector:
         return scores[:, best], [names[i] for i in best]
 
 
-def _check_head(checkpoint: Checkpoint, labels: list[str] | None) -> None:
-    """Refuse before anything is fetched: a checkpoint that cannot detect, classes it has not."""
-    if checkpoint.labels is None:
-        raise NoHeadError(
-            f"{checkpoint.name} has no trained head, so it detects nothing: train one with `probe` "
-            "(backbone frozen) or `finetune`, or take a strong checkpoint"
-        )
-    ev.label_indices(registry.read_labels(checkpoint.labels), labels or [])
+def _classes(checkpoint: Checkpoint) -> str:
+    if checkpoint.labels:
+        return f"{len(registry.read_labels(checkpoint.labels))} ({checkpoint.labels})"
+    n = checkpoint.n_classes
+    return f"{n}, their names not known here" if n else "none: it has no trained head"
+
+
+def _check_fetched(checkpoint: Checkpoint, labels: list[str] | None) -> None:
+    """`_check_head` for a published file, before it is fetched."""
+    if checkpoint.labels is None and checkpoint.n_classes is None:
+        raise NoHeadError(_NO_HEAD.format(checkpoint.name))
+    if checkpoint.labels:
+        ev.label_indices(registry.read_labels(checkpoint.labels), labels or [])
+
+
+def _check_head(model: SEDModel, name: str, labels: list[str] | None) -> None:
+    """Refuse a model that cannot detect, and classes that it has not."""
+    if model.head is None:
+        raise NoHeadError(_NO_HEAD.format(name))
+    if model.labels is None:
+        raise ValueError(f"the class names of {name} are not known here: give --vocabulary FILE")
+    ev.label_indices(model.labels, labels or [])
 
 
 def _median_frames(median_s: float | None) -> int | None:
@@ -297,15 +323,16 @@ def _layers(text: str | None) -> int | list[int] | str | None:
 
 
 def _load(
-    checkpoint: str, weights: Path | None, device: str, options: Options, out: Path | None
+    checkpoint: str, weights: Path | None, device: str, out: Path | None, **options: object
 ) -> SEDModel:
     """The model on its device; before that, the folder for the results."""
+    Options(**options)  # refuse wrong values before anything is made or fetched
     place = _device(device)
     if out is not None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"-o takes a folder, and {out} is a file")
         out.mkdir(parents=True, exist_ok=True)
-    return load_model(weights or "", checkpoint=checkpoint, device=place, **vars(options))
+    return load_model(weights or "", checkpoint=checkpoint, device=place, **options)
 
 
 def _device(name: str) -> torch.device:
@@ -320,33 +347,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no device {name!r} here: {torch.cuda.device_count()} GPUs are visible")
     return device
-
-
-def _stem(out: Path, recording: Recording) -> Path:
-    """Beginning of the paths of a recording's results; their folder is made."""
-    stem = out / recording.stem
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    return stem
-
-
-def _facts(model: SEDModel, recording: Recording, audio: Tensor) -> dict[str, object]:
-    """What it takes to make a result again."""
-    provenance = model.provenance
-    return {
-        "filename": recording.name,
-        "duration_s": len(audio) / ev.GRID.sample_rate,
-        "checkpoint": provenance["checkpoint"],
-        "weights": provenance["file"],
-        "sha256": provenance["sha256"],
-        "windowing": model.options.windowing,
-        "precision": model.options.precision,
-        "version": __version__,
-    }
-
-
-def _n_parameters(checkpoint: Checkpoint) -> int:
-    with torch.device("meta"):
-        return build_checkpoint(checkpoint).n_parameters
 
 
 def _say(line: str) -> None:
@@ -372,10 +372,12 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         code = app(arguments, prog_name="hear-pretrainedsed", standalone_mode=False)
         sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer takes Ctrl-C and says nothing
+            _say("interrupted")
         return code or 0
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
-        return 130
+        return _INTERRUPTED
     except UsageError as error:
         if error.format_message():  # there is none when the help was shown instead
             _say(error.format_message())

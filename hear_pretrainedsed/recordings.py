@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
 from hear_pretrainedsed.model import SEDModel
 
@@ -24,6 +25,12 @@ class Recording:
     path: Path
     name: str
     stem: str
+
+    def outputs(self, folder: Path) -> Path:
+        """What the paths of its outputs in a folder begin with; their folder is made."""
+        path = folder / self.stem
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Recording]:
@@ -131,6 +138,20 @@ class Run:
                 torch.cuda.empty_cache()
             size = self._n_windows // 2
             self.model.options = replace(self.model.options, batch_size=size)
+
+    def facts(self, recording: Recording, audio: Tensor) -> dict[str, object]:
+        """What it takes to make a result again: recording, weights, options, version."""
+        provenance, options = self.model.provenance, self.model.options
+        return {
+            "filename": recording.name,
+            "duration_s": len(audio) / self.model.sample_rate,
+            "checkpoint": provenance.get("checkpoint"),
+            "weights": provenance.get("file"),
+            "sha256": provenance.get("sha256"),
+            "windowing": options.windowing,
+            "precision": options.precision,
+            "version": __version__,
+        }
 
     def say(self, line: str) -> None:
         """One line on stderr, above the bar."""

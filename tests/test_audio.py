@@ -141,6 +141,16 @@ def test_blocks_of_many_channels_are_resampled_as_one_signal(tmp_path) -> None:
     np.testing.assert_allclose(read_audio(path).numpy(), whole, atol=1e-6)
 
 
+def test_file_names_need_not_be_utf8(tmp_path) -> None:
+    written = write(tmp_path / "a.wav", noise(500), 16_000, "WAV", "PCM_16")
+    path = written.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff caf\xe9.wav"))
+    assert len(read_audio(path)) == 500
+    path.write_bytes(b"RIFF")
+    with pytest.raises(AudioError, match=": not audio"):
+        read_audio(path)
+    assert audio_files([tmp_path]) == [path]
+
+
 def test_float_files_keep_values_beyond_one(tmp_path) -> None:
     path = write(tmp_path / "a.wav", np.float32([[3.0], [-7.5], [0.0]]), 16_000, "WAV", "FLOAT")
     assert read_audio(path).tolist() == [3.0, -7.5, 0.0]
