@@ -70,7 +70,7 @@ def check_in_order(gaps: Iterable[tuple[str, float, float]]) -> None:
 
 
 def signal(n_samples: int = 160_000, seed: int = 0) -> Tensor:
-    """A test clip (samples,): a sweep, decaying harmonics, clicks, and exact silence at 3 to 4 s."""
+    """A test clip (samples,): sweeps, decaying harmonics, clicks, exact silence at 3 to 4 s."""
     rng = np.random.default_rng(seed)
     t = np.arange(n_samples) / 16_000
     x = 0.003 * rng.standard_normal(n_samples)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.frames import WINDOWINGS, FrameGrid
 from hear_pretrainedsed.frontends import FrontEnd
 from hear_pretrainedsed.model import Options, SEDModel
@@ -18,7 +19,7 @@ GRID = FrameGrid()
 HOP = GRID.hop_samples
 
 
-class Ramp(nn.Module):
+class Ramp(Backbone):
     """A backbone whose frame is the mean of its 640 samples, then the frame's place in the window.
 
     Makes visible which samples and which place of a window a frame of the clip came from.
@@ -52,7 +53,8 @@ def test_a_frame_for_every_centre_before_the_end(n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "count"), [(1, 1), (320, 1), (960, 1), (961, 2), (160_000, 250), (160_320, 250), (160_321, 251)]
+    ("n", "count"),
+    [(1, 1), (320, 1), (960, 1), (961, 2), (160_000, 250), (160_320, 250), (160_321, 251)],
 )
 def test_known_counts(n: int, count: int) -> None:
     assert GRID.n_frames(n) == count

@@ -111,9 +111,9 @@ def test_atst_and_m2d_against_torchaudio(clips: Tensor) -> None:
     transforms = pytest.importorskip("torchaudio.transforms")
     common = dict(sample_rate=16_000, hop_length=160)
     for clip in clips:
-        mel = transforms.MelSpectrogram(
-            n_fft=1024, f_min=60, f_max=7800, n_mels=64, **common
-        )(clip[None])
+        mel = transforms.MelSpectrogram(n_fft=1024, f_min=60, f_max=7800, n_mels=64, **common)(
+            clip[None]
+        )
         decibel = transforms.AmplitudeToDB(top_db=80)(mel).clamp(-50, 80)
         near(atst_mel()(clip[None])[0], (decibel + 79.6482) / (50.6842 + 79.6482) * 2 - 1)
         mel = transforms.MelSpectrogram(

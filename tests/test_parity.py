@@ -57,7 +57,12 @@ def stages(model: SEDModel, spec: Tensor) -> list[tuple[str, Tensor]]:
     tokens = model.backbone(spec)
     frames = model.sequence_model(model.grid.to_frames(tokens))
     strong = model.head(frames).transpose(1, 2)
-    return [("seq", tokens), ("seq250", frames), ("strong", strong), ("weak", model.head.clip(frames))]
+    return [
+        ("seq", tokens),
+        ("seq250", frames),
+        ("strong", strong),
+        ("weak", model.head.clip(frames)),
+    ]
 
 
 def test_names_shapes_and_weights(shared: Path, backbone: str) -> None:
@@ -114,7 +119,8 @@ def test_stages_from_the_stored_mel(
         limit = FROM_AUDIO.get(backbone, 5e-5)
         pairs = (("seq250", frames), ("strong", strong))
         check_in_order(
-            (f"clip 1 {name}", gap(x, reference[f"clip1_{name}_every5"]), limit) for name, x in pairs
+            (f"clip 1 {name}", gap(x, reference[f"clip1_{name}_every5"]), limit)
+            for name, x in pairs
         )
 
 

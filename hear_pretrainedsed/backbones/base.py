@@ -86,10 +86,10 @@ class Backbone(nn.Module):
 
     def forward(self, spec: Tensor) -> Tensor:
         """spec (batch, 1, mels, spec_frames) -> tokens (batch, tokens, dim)."""
-        x = spec
-        for x in self.run(spec):
-            pass
-        return self.readout(self.finish(x))
+        last = spec
+        for emitted in self.run(spec):
+            last = emitted
+        return self.readout(self.finish(last))
 
     def block_tokens(self, spec: Tensor, layers: Iterable[int]) -> list[Tensor]:
         """Tokens of the named blocks (0 = first), as the block emits them, in the order asked."""
