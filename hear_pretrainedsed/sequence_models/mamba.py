@@ -38,14 +38,12 @@ def state_space_scan(
     decay, b, c = (F.pad(v, (0, 0, 0, extra)) for v in (step * rate, b, c))
     x, decay, b, c = (v.unflatten(1, (-1, chunk)) for v in (x, decay, b, c))
     x = x.transpose(2, 3)  # (batch, chunks, heads, chunk, size)
-    total = decay.cumsum(dim=2).transpose(2, 3)  # (batch, chunks, heads, chunk)
+    decay = decay.transpose(2, 3)  # (batch, chunks, heads, chunk)
+    total = decay.cumsum(dim=3)
+    between = sums_between(decay)
+    y = ((c @ b.mT)[:, :, None] * between.exp()) @ x
 
-    between = total[..., :, None] - total[..., None, :]  # from input j to output i
-    past = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
-    weights = (c @ b.mT)[:, :, None] * between.masked_fill(~past, -math.inf).exp()
-    y = weights @ x
-
-    left = (total[..., -1:] - total).exp()[..., None]
+    left = between[..., -1, :].exp()[..., None]
     added = (x * left).mT @ b[:, :, None]  # (batch, chunks, heads, size, state)
     kept = total[..., -1].exp()[..., None, None]
     states = [torch.zeros_like(added[:, 0])]
@@ -53,6 +51,17 @@ def state_space_scan(
         states.append(torch.addcmul(added[:, i], kept[:, i], states[-1]))
     y = y + (c[:, :, None] @ torch.stack(states, dim=1).mT) * total.exp()[..., None]
     return y.transpose(2, 3).flatten(1, 2)[:, :n_frames]
+
+
+def sums_between(decay: Tensor) -> Tensor:
+    """Sums over j < k <= i of decay (..., chunk), as (..., i, j); -inf where j > i.
+
+    Each is summed by itself: a difference of two long sums would lose the digits of short ones.
+    """
+    n = decay.shape[-1]
+    later = torch.ones(n, n, dtype=torch.bool, device=decay.device).tril(-1)
+    sums = (decay[..., :, None] * later).cumsum(dim=-2)
+    return sums.masked_fill(later.mT, -math.inf)
 
 
 class Mamba2(nn.Module):
