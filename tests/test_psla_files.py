@@ -114,7 +114,7 @@ def test_unknown_class_names_give_scores_and_no_events(fsd50k_file: Path, tmp_pa
         (tmp_path / file).write_text(text)
         model = hps.load_model(fsd50k_file, checkpoint=FSD50K, vocabulary=tmp_path / file)
         assert model.labels == tuple(names), file
-    events = hps.detect(audio, model, threshold=0.0)
+    events = hps.detect(audio[0], model, threshold=0.0)
     assert {event.label for event in events} <= set(names) and events
 
 

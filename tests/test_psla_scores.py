@@ -13,8 +13,10 @@ import hear_pretrainedsed as hps
 from hear_pretrainedsed.backbones.psla import Psla
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.heads import MultiHeadPooling, NoHeadError
-from hear_pretrainedsed.model import SEDModel
-from tests.psla_reference import Light, calibrated, formula_spec, light, noise
+from hear_pretrainedsed.model import SEDModel, build_checkpoint
+from hear_pretrainedsed.registry import get_checkpoint
+from hear_pretrainedsed.rule_weights import fill
+from tests.psla_reference import AUDIOSET, Light, calibrated, check, light, noise
 
 # ---- attention pooling ----
 
@@ -107,9 +109,10 @@ def test_a_step_listens_to_where_it_sits() -> None:
     torch.manual_seed(0)
     spec = torch.randn(2, 1, 128, 1056)
     body = calibrated(spec).backbone
-    tokens = body(spec.requires_grad_(True))
+    spec = spec[:1].requires_grad_(True)
+    tokens = body(spec)
     energy = torch.zeros(401)
-    for i in (8, 12, 16, 20, 24):
+    for i in (12, 16, 20):
         moved = (tokens[:, i] * torch.randn(1408)).sum()
         (grad,) = torch.autograd.grad(moved, spec, retain_graph=True)
         around = grad.square().sum((0, 1, 2))[32 * i - 200 : 32 * i + 201]
@@ -204,15 +207,15 @@ def test_trace_tells_native_hops() -> None:
 
 @pytest.mark.slow
 def test_the_whole_network_from_audio() -> None:
-    model = calibrated(formula_spec())
     audio = noise(200_000, batch=2)
+    model = fill(build_checkpoint(get_checkpoint(AUDIOSET))).requires_grad_(False)
     embeddings, _ = hps.get_timestamp_embeddings(audio, model)
     assert embeddings.shape == (2, 312, 1408) == (2, 312, model.timestamp_embedding_size)
     assert hps.get_scene_embeddings(audio, model).shape == (2, 1408)
     window = torch.zeros(2, 160_000)
     window[:, :40_000] = audio[:, 160_000:]
     tail = model.grid.to_frames(model.backbone(model.frontend(window)))
-    torch.testing.assert_close(embeddings[:, 250:], tail[:, :62], atol=1e-4, rtol=1e-4)
+    check(embeddings[:, 250:], tail[:, :62], (1e-3, 3e-5))
     last = model.frames(audio, layer=-1)
     assert last.shape == (2, 312, 352)
     assert model.frames(audio[:, :9000], layer=[0, 5]).shape == (2, 14, 16 + 48)
