@@ -100,6 +100,7 @@ def test_a_step_sits_where_its_receptive_field_has_its_centre() -> None:
         place += step * ((conv.kernel_size[1] - 1) / 2 - conv.padding[1])
         step *= conv.stride[1]
     assert (place, step) == (0, 32)
+    assert light().grid == FrameGrid(token_span_samples=168_960, first_token_samples=200)
     assert Psla.first_token_samples == 200 and Psla.token_span_samples == 33 * 32 * 160
 
 
