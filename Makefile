@@ -49,7 +49,7 @@ lint: env-core
 
 # the front end is compared with torchaudio, which is on the HEAR level
 bench: env-hear
-	@$(PY) benchmarks/embed.py
+	@$(PY) -m benchmarks.embed
 
 hear: env-hear
 	@$(PY) tools/hear.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(TASKS),--tasks $(TASKS)) $(HEAR_ARGS)
