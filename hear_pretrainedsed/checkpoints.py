@@ -91,7 +91,7 @@ def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> L
         _check_saved(model, contents.saved, path, checkpoint)
         state, layout, left_out = _translate(model, contents, path, checkpoint)
         _compare(model, state, path, checkpoint)
-        state = _converted(model, state, path)
+        state = _converted(model, _without_constants(model, state, path), path)
     record = record_sha256(path)
     _tell_first_load(record, path, checkpoint)
     if getattr(model.head, "weak", None) is not None and "head.weak.weight" not in state:
@@ -279,7 +279,7 @@ def _translate(
             left_out.append(name)
         else:
             names[name] = new
-    state = _without_constants(model, _gather(state, names, path), path)
+    state = _gather(state, names, path)
     for name, own in model.state_dict().items():
         if COUNTERS.fullmatch(name) and name not in state:
             state[name] = torch.zeros(own.shape, dtype=own.dtype, device="cpu")
@@ -315,14 +315,18 @@ def _unused(model: SEDModel, name: str, new: str, value: Tensor) -> bool:
     return new.startswith("head.") and model.head is None
 
 
+def _constants(model: SEDModel) -> dict[str, Tensor]:
+    """Tensors that a file may hold and that are computed here."""
+    if not isinstance(model.sequence_model, SequenceModel):
+        return {}
+    return {f"sequence_model.{k}": v for k, v in model.sequence_model.constants().items()}
+
+
 def _without_constants(model: SEDModel, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The state without tensors that are computed here, once they are seen to be the same."""
-    if not isinstance(model.sequence_model, SequenceModel):
-        return state
-    constants = {f"sequence_model.{k}": v for k, v in model.sequence_model.constants().items()}
+    constants = _constants(model)
     for name in constants.keys() & state.keys():
-        given, own = state[name].float(), constants[name]
-        if given.shape != own.shape or not torch.allclose(given, own, rtol=1e-5, atol=0):
+        if not torch.allclose(state[name].float(), constants[name], rtol=1e-5, atol=0):
             raise CheckpointError(f"{path}: {name} holds other constants than this model computes")
     return {name: value for name, value in state.items() if name not in constants}
 
@@ -347,6 +351,8 @@ def _compare(model: SEDModel, state: dict[str, Tensor], path: Path, checkpoint: 
         below = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
         shapes = model.sequence_model.file_shapes(below)
         expected |= {prefix + name: shape for name, shape in shapes.items()}
+    constants = {name: tuple(value.shape) for name, value in _constants(model).items()}
+    expected |= {name: shape for name, shape in constants.items() if name in given}
     if isinstance(model.head, LinearHead) and not any(k.startswith("head.weak.") for k in given):
         expected.pop("head.weak.weight", None)  # a file without clip head is complete
         expected.pop("head.weak.bias", None)
