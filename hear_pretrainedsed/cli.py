@@ -28,7 +28,8 @@ from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.fetch import FetchError, fetch, find
 from hear_pretrainedsed.heads import NoHeadError
-from hear_pretrainedsed.model import Options, SEDModel
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.options import Options
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint, unknown
 
@@ -130,9 +131,8 @@ def info(
         "in cache": find(checkpoint.file) or "no",
         "note": checkpoint.note,
     }
-    for key, value in facts.items():
-        if value not in (None, ""):
-            print(f"{key + ':':<13}{value}")
+    lines = (f"{key + ':':<13}{value}" for key, value in facts.items() if value not in (None, ""))
+    print(*lines, sep="\n")
 
 
 @app.command("fetch")

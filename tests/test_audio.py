@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hear_pretrainedsed import audio as audio_module
 from hear_pretrainedsed.audio import (
     EXTENSIONS,
     AudioError,
@@ -99,10 +100,12 @@ def test_formats_without_seeking(tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [*LOSSY, ("FLAC", "PCM_16", "flac")], ids=lambda k: k[1])
-def test_blocks_of_long_files_join_without_a_seam(tmp_path, kind) -> None:
-    """Three blocks and more: MP3 loses samples at each block if the reader seeks in between."""
+def test_blocks_join_without_a_seam(tmp_path, kind, monkeypatch) -> None:
+    """MP3 loses samples at some block's start if the reader seeks in between."""
+    monkeypatch.setattr(audio_module, "_BLOCK_SAMPLES", 10_000)
     rate = 16_000 if kind[1] != "OPUS" else 48_000
-    path = write(tmp_path / f"a.{kind[2]}", noise(900_000, 2), rate, *kind[:2])
+    loud = (0.3 * np.random.default_rng(0).standard_normal((400_000, 1))).clip(-0.9, 0.9)
+    path = write(tmp_path / f"a.{kind[2]}", loud.astype(np.float32), rate, *kind[:2])
     np.testing.assert_allclose(read_audio(path, rate).numpy(), plain_read(path), atol=1e-6)
 
 
