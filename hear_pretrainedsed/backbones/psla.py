@@ -73,8 +73,8 @@ class PslaMel(KaldiMel):
         if audio.shape[1] < len(self.window):  # not one whole spec frame
             spec = audio.new_zeros(len(audio), 1, self.n_mels, 0, dtype=torch.float32)
         else:
-            spec = super().forward(audio)[..., :spec_frames]
-        missing = spec_frames - spec.shape[3]
+            spec = super().forward(audio)
+        missing = spec_frames - spec.shape[3]  # negative: so many are cut off
         return nn.functional.pad(spec, (0, missing), value=-self.mean / self.std)
 
 
