@@ -21,6 +21,7 @@ import torch
 import hear_pretrainedsed as hps
 from hear_pretrainedsed import cli
 from hear_pretrainedsed.audio import read_audio
+from hear_pretrainedsed.cli_options import median_frames_of
 from hear_pretrainedsed.events import read_tsv, scores_to_events
 from hear_pretrainedsed.records import record_sha256
 from hear_pretrainedsed.registry import CHECKPOINTS, get_checkpoint
@@ -231,7 +232,7 @@ def test_labels_and_top_choose_classes(run, weights, tmp_path) -> None:
     ("median_s", "frames"), [(0.04, 1), (0.01, 1), (0.12, 3), (0.2, 5), (0.36, 9), (0.5, 13)]
 )
 def test_median_is_an_odd_number_of_frames(median_s, frames) -> None:
-    assert cli._median_frames(median_s) == frames
+    assert median_frames_of(median_s) == frames
 
 
 def test_one_stem_in_two_inputs_gives_two_outputs(run, weights, tmp_path) -> None:
@@ -405,7 +406,7 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(weights, tmp_path) -> None:
     sound(tmp_path / "a.wav", 0.2)
     sound(tmp_path / "b.wav", 0.2).write_bytes(b"")
     shown, far = pty.openpty()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*COMMAND, "detect", tmp_path, "-c", NAME],
         stdout=subprocess.PIPE,
         stderr=far,
@@ -417,11 +418,12 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(weights, tmp_path) -> None:
         while part := os.read(shown, 65536):
             text += part
     except OSError:  # Linux tells the end of a terminal so
-        pass
-    assert done.returncode == 1
+        os.close(shown)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
     assert b"2.0 of 2" in text
     assert b"empty file" in text
-    assert done.stdout.startswith(b"filename\tonset")
+    assert printed.startswith(b"filename\tonset")
     assert b"filename\tonset" not in text
 
 

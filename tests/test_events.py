@@ -151,7 +151,9 @@ def test_score_is_the_mean_of_the_raw_scores_across_a_bridged_gap() -> None:
 def test_min_duration_counts_after_the_clip_ends() -> None:
     scores = np.float32([1, 0, 1, 1, 0, 1, 1, 1])[:, None]
     keep = [event.onset_s for event in scores_to_events(scores, ["a"], min_duration_s=0.08)]
-    assert keep == [0.08, 0.2]  # 0.16 - 0.08 is below 0.08 in floating point
+    assert keep == [0.08, 0.2]
+    late = np.float32([0] * 7 + [1, 1])[:, None]
+    assert scores_to_events(late, ["a"], min_duration_s=0.08)  # 0.36 - 0.28 is 0.07999999999999996
     found = scores_to_events(scores, ["a"], min_duration_s=0.08, duration_s=0.27)
     assert [event.onset_s for event in found] == [0.08]
     assert scores_to_events(scores, ["a"], duration_s=0.27)[-1].offset_s == 0.27

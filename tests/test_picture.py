@@ -75,6 +75,16 @@ def test_a_bar_is_where_its_event_is(tmp_path) -> None:
     assert changed[-1] == pytest.approx(start + width / 2, abs=3)
 
 
+@pytest.mark.parametrize("duration_s", [0.3, 5.0, 100.01])
+def test_spectrogram_and_rows_share_a_true_time_axis(duration_s) -> None:
+    audio = clip(duration_s).numpy()
+    above, below, *_ = picture._figure(audio, [Event(0, 1, "a", 0.5)], {}, None).axes
+    assert above.get_xlim() == below.get_xlim() == (0, pytest.approx(duration_s))
+    decibels, column_s = picture._spectrogram(audio)
+    assert above.images[0].get_extent()[:2] == [0, pytest.approx(decibels.shape[1] * column_s)]
+    assert decibels.shape[1] * column_s == pytest.approx(duration_s, abs=column_s)
+
+
 @pytest.mark.parametrize("duration_s", [2.0, 5.0, 700.0])
 def test_a_tone_is_at_its_time_and_pitch_in_the_spectrogram(duration_s) -> None:
     audio = np.zeros(round(duration_s * 16_000), np.float32)
