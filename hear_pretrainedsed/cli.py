@@ -18,20 +18,45 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from torch import Tensor
 
 from hear_pretrainedsed import events as ev
 from hear_pretrainedsed import registry
-from hear_pretrainedsed.api import load_model
+from hear_pretrainedsed.cli_options import (
+    Argument,
+    BatchSize,
+    CheckpointName,
+    Device,
+    Files,
+    Labels,
+    Layer,
+    MedianS,
+    MinDurationS,
+    Name,
+    Option,
+    Out,
+    OutOrStdout,
+    Picture,
+    Precision,
+    SaveScores,
+    Scene,
+    Threshold,
+    Top,
+    Vocabulary,
+    Weights,
+    Windowing,
+    check_fetched,
+    check_head,
+    layers_of,
+    load,
+    median_frames_of,
+    say,
+)
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.fetch import FetchError, fetch, find
-from hear_pretrainedsed.heads import NoHeadError
-from hear_pretrainedsed.model import SEDModel
-from hear_pretrainedsed.options import Options
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
-from hear_pretrainedsed.registry import Checkpoint, get_checkpoint, unknown
+from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
 
 app = typer.Typer(
     help="Sound-event-detection models: embeddings and events from any recording.",
@@ -42,36 +67,7 @@ app = typer.Typer(
 )
 UsageError = typer.BadParameter.__bases__[0]  # of the click that this typer brings or uses
 
-Option, Argument = typer.Option, typer.Argument
-Name = Annotated[str, Argument(help="Name, as in `list`.")]
-Files = Annotated[list[Path], Argument(help="Audio files, and folders to search for them.")]
-CheckpointName = Annotated[str, Option("--checkpoint", "-c", help="Name, as in `list`.")]
-Out = Annotated[Path, Option("--out", "-o", help="Folder for the results.")]
-OutOrStdout = Annotated[Path | None, Option("--out", "-o", help="Folder; else tsv to stdout.")]
-Weights = Annotated[Path | None, Option(help="A file to use instead of the published one.")]
-Layer = Annotated[str | None, Option(help="A block (-1: the last), several (2,5,8), or all.")]
-Scene = Annotated[bool, Option("--scene", help="One embedding a file: the mean over time.")]
-Windowing = Annotated[str, Option(help="reference (every 10 s) or overlap (every 5 s).")]
-Precision = Annotated[str, Option(help="fp32 or bf16.")]
-Device = Annotated[str, Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
-BatchSize = Annotated[
-    int | None, Option(help="10 s windows at a time; none: auto. Halved if memory runs out.")
-]
-Threshold = Annotated[float, Option(help="Scores above it are events.")]
-MedianS = Annotated[float | None, Option(help="Median filter; an odd number of 40 ms frames.")]
-MinDurationS = Annotated[float | None, Option(help="Drop shorter events.")]
-Top = Annotated[int | None, Option(min=1, help="Only the classes that score highest in a file.")]
-Vocabulary = Annotated[Path | None, Option(help="Class names, where they are not known here.")]
-Labels = Annotated[list[str] | None, Option(help="Only this class; may be repeated.")]
-SaveScores = Annotated[bool, Option("--save-scores", help="Also FILE.scores.npz.")]
-Picture = Annotated[bool, Option("--picture", help="Also FILE.events.png.")]
-
-
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
-_NO_HEAD = (
-    "{} has no trained head, so it detects nothing: train one with `probe` (backbone frozen) or "
-    "`finetune`, or take a strong checkpoint"
-)
 
 
 class Format(StrEnum):
@@ -144,7 +140,7 @@ def fetch_(names: Annotated[list[str], Argument(help="Names, as in `list`.")]) -
             print(fetch(checkpoint.file, checkpoint.url, checkpoint.sha256), flush=True)
         except FetchError as error:
             n_failed += 1
-            _say(f"{error}")
+            say(f"{error}")
     raise typer.Exit(1 if n_failed else 0)
 
 
@@ -165,7 +161,7 @@ def embed(
     recordings = find_recordings(files)
     get_checkpoint(checkpoint)
     chosen = dict(windowing=windowing, precision=precision, batch_size=batch_size)
-    model = _load(checkpoint, weights, device, out, layer=_layers(layer), **chosen)
+    model = load(checkpoint, weights, device, out, layer=layers_of(layer), **chosen)
     run = Run(model, recordings, shows_bar=True)
 
     def work(recording: Recording, audio: Tensor) -> None:
@@ -207,16 +203,16 @@ def detect(
     recordings = find_recordings(files)
     known = get_checkpoint(checkpoint)
     if weights is None:
-        _check_fetched(known, labels)
-    frames = _median_frames(median_s)
+        check_fetched(known, labels)
+    frames = median_frames_of(median_s)
     decoding = dict(threshold=threshold, median_frames=frames, min_duration_s=min_duration_s)
     ev.scores_to_events(np.zeros((0, 0), np.float32), [], **decoding)  # refuse wrong values now
     kinds = set(formats or [Format.tsv])
     if out is None and (kinds != {Format.tsv} or save_scores or picture):
         raise ValueError("give a folder, -o DIR: without one, events are printed, as tsv")
     chosen = dict(windowing=windowing, precision=precision, batch_size=batch_size)
-    model = _load(checkpoint, weights, device, out, vocabulary=vocabulary, **chosen)
-    _check_head(model, checkpoint, labels)
+    model = load(checkpoint, weights, device, out, vocabulary=vocabulary, **chosen)
+    check_head(model, checkpoint, labels)
     run = Run(model, recordings, shows_bar=out is not None or not sys.stdout.isatty())
     work = _Detector(run, labels, top, decoding, out, kinds, save_scores, picture, {})
     n_failed = run.for_each(work)
@@ -284,78 +280,8 @@ def _classes(checkpoint: Checkpoint) -> str:
     return f"{n}, their names not known here" if n else "none: it has no trained head"
 
 
-def _check_fetched(checkpoint: Checkpoint, labels: list[str] | None) -> None:
-    """`_check_head` for a published file, before it is fetched."""
-    if checkpoint.labels is None and checkpoint.n_classes is None:
-        raise NoHeadError(_NO_HEAD.format(checkpoint.name))
-    if checkpoint.labels:
-        ev.label_indices(registry.read_labels(checkpoint.labels), labels or [])
-
-
-def _check_head(model: SEDModel, name: str, labels: list[str] | None) -> None:
-    """Refuse a model that cannot detect, and classes that it has not."""
-    if model.head is None:
-        raise NoHeadError(_NO_HEAD.format(name))
-    if model.labels is None:
-        raise ValueError(f"the class names of {name} are not known here: give --vocabulary FILE")
-    ev.label_indices(model.labels, labels or [])
-
-
-def _median_frames(median_s: float | None) -> int | None:
-    """Seconds as the nearest odd number of frames: an even window would shift events."""
-    if median_s is None:
-        return None
-    if not 0 < median_s < float("inf"):
-        raise ValueError(f"--median-s is a time in seconds above 0, got {median_s}")
-    return 2 * round((median_s / ev.GRID.hop_s - 1) / 2) + 1
-
-
-def _layers(text: str | None) -> int | list[int] | str | None:
-    """A layer as on the command line: "all", "-1", "2,5,8"."""
-    if text is None or text == "all":
-        return text
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        allowed = "a whole number, several separated by commas, or all"
-        raise ValueError(f"--layer is {text!r}; allowed: {allowed}") from None
-    return numbers if len(numbers) > 1 else numbers[0]
-
-
-def _load(
-    checkpoint: str, weights: Path | None, device: str, out: Path | None, **options: object
-) -> SEDModel:
-    """The model on its device; before that, the folder for the results."""
-    Options(**options)  # refuse wrong values before anything is made or fetched
-    place = _device(device)
-    if out is not None:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"-o takes a folder, and {out} is a file")
-        out.mkdir(parents=True, exist_ok=True)
-    return load_model(weights or "", checkpoint=checkpoint, device=place, **options)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(unknown("device", name, ("auto", "cpu", "cuda", "cuda:1", "...")))
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"no device {name!r} here: {torch.cuda.device_count()} GPUs are visible")
-    return device
-
-
-def _say(line: str) -> None:
-    """One line on stderr."""
-    print(f"hear-pretrainedsed: {' '.join(line.split())}", file=sys.stderr, flush=True)
-
-
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    _say(f"warning: {message}")
+    say(f"warning: {message}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -373,26 +299,26 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
         code = app(arguments, prog_name="hear-pretrainedsed", standalone_mode=False)
         sys.stdout.flush()
         if code == _INTERRUPTED:  # typer takes Ctrl-C and says nothing
-            _say("interrupted")
+            say("interrupted")
         return code or 0
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        say("interrupted")
         return _INTERRUPTED
     except UsageError as error:
         if error.format_message():  # there is none when the help was shown instead
-            _say(error.format_message())
+            say(error.format_message())
         return 2
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except FetchError as error:
-        _say(f"{error}")
+        say(f"{error}")
         return 1
     except OSError as error:
-        _say(f"{error.filename}: {error.strerror}" if error.filename else f"{error}")
+        say(f"{error.filename}: {error.strerror}" if error.filename else f"{error}")
         return 1
     except ValueError as error:
-        _say(f"{error}")
+        say(f"{error}")
         return 2
 
 
