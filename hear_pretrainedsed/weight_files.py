@@ -145,7 +145,7 @@ def _load(path: Path, mmap: bool = False) -> object:
             ) from None
         # Not chained: torch's text tells how to switch this safety off.
         raise CheckpointError(
-            f"{path} is refused: it holds Python objects or code ({found[1]}), not only tensors"
+            f"{path} is refused: it is damaged, or holds Python objects or code ({found[1]})"
         ) from None
     except Exception as error:  # torch raises a dozen kinds on bad bytes
         raise CheckpointError(f"{path} is cut off or damaged ({_cause(error)})") from None
