@@ -130,24 +130,25 @@ class KaldiMel(FrontEnd):
         std: float,
         scale: float = 1.0,
         window_power: float = 1.0,
+        centre_clip: bool = False,
     ) -> None:
         window = torch.hann_window(400, periodic=False) ** window_power
         super().__init__(window, kaldi_filters(128, 20, 8000), n_fft=512)
         self.mean, self.std = mean, std
-        self.scale = scale
+        self.scale, self.centre_clip = scale, centre_clip
 
     def compute(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> (batch, spec_frames, 128).
 
-        Per frame the rule is: subtract the mean m, y[k] = x[k] - 0.97 x[k-1], window. That is
-        (y of the clip - 0.03 m) * window, except for the frame's first sample, whose weight is 0.
-        The clip's mean goes first: mathematically neutral, it keeps large offsets out of the sums.
+        Step for step as the originals: where a frame is near silence, its upper bands hold nothing
+        but the rounding of these operations, and BEATs listens to it.
         """
-        audio = (audio - audio.mean(dim=1, keepdim=True)) * self.scale
-        mean = audio.unfold(1, 400, HOP_SAMPLES).mean(dim=2, keepdim=True)
-        emphasised = nn.functional.pad(audio[:, 1:] - 0.97 * audio[:, :-1], (1, 0))
-        frames = emphasised.unfold(1, 400, HOP_SAMPLES) - 0.03 * mean
-        mel = self.mel_power(frames * self.window)
+        if self.centre_clip:
+            audio = audio - audio.mean(dim=1, keepdim=True)
+        frames = (audio * self.scale).unfold(1, 400, HOP_SAMPLES)
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        mel = self.mel_power((frames - 0.97 * previous) * self.window)
         return (mel.clamp(min=FLT_EPSILON).log() - self.mean) / self.std
 
 

@@ -31,7 +31,7 @@ class ASiT(ViT):
     @staticmethod
     def build_frontend() -> FrontEnd:
         """128 Kaldi bands of the mean-free clip."""
-        return KaldiMel(mean=-4.2677393, std=2 * 4.5689974)
+        return KaldiMel(mean=-4.2677393, std=2 * 4.5689974, centre_clip=True)
 
     def embed(self, spec: Tensor) -> Tensor:
         """(batch, 1, 128, 998) -> (batch, 1 + 496, 768), time-major."""

@@ -59,7 +59,7 @@ class PslaMel(KaldiMel):
     """
 
     def __init__(self) -> None:
-        super().__init__(mean=MEAN, std=STD)
+        super().__init__(mean=MEAN, std=STD, centre_clip=True)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, 128, 1056), float32."""
