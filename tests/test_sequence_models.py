@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -390,6 +392,16 @@ def test_heads_of_hybrid_follow_the_norms(dim: int, n_heads: int) -> None:
     built.load_state_dict(state)
     x = frames(2, 30)
     torch.testing.assert_close(built(x), hybrid_slowly(built, x, n_heads), rtol=1e-4, atol=1e-5)
+
+
+def test_copies_of_hybrid_take_their_heads_from_a_file() -> None:
+    model = make("hybrid", dim=104)
+    file = {k: v.repeat(2) if "_out_norm" in k else v for k, v in model.state_dict().items()}
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.load_state_dict(file)
+        sizes = {mix.rnn_out_norm.gamma.numel() for _, mix, _, _ in copied[1].layers}
+        assert sizes == {26}
+    assert model[1].layers[0][1].rnn_out_norm.gamma.numel() == 13
 
 
 def test_heads_of_hybrid_have_to_agree() -> None:
