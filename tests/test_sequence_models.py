@@ -317,6 +317,20 @@ def test_tcn_convolution_is_weight_normalised() -> None:
     torch.testing.assert_close(conv(x), full[..., :50], rtol=1e-4, atol=1e-5)
 
 
+def test_tcn_against_its_blocks() -> None:
+    model, x = make("tcn"), frames(2, 60)
+    y = model[0](x).transpose(1, 2)
+    for network in model[1].layers:
+        inner = y
+        for block in network.network:
+            outer = block.conv2(block.conv1(inner).clamp(min=0)).clamp(min=0)
+            inner = (inner + outer).clamp(min=0)
+        y = y + inner
+    torch.testing.assert_close(model(x), y.transpose(1, 2))
+    dilations = [block.conv2.dilation for block in model[1].layers[1].network]
+    assert dilations == [1, 2, 4, 8, 16]
+
+
 # ---- hybrid ----
 
 
