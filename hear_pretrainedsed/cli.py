@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 
 from hear_pretrainedsed import events as ev
-from hear_pretrainedsed import registry
+from hear_pretrainedsed import live, registry
 from hear_pretrainedsed.cli_options import (
     Argument,
     BatchSize,
@@ -199,7 +199,7 @@ def detect(
     device: Device = "auto",
     batch_size: BatchSize = None,
 ) -> None:
-    """Write events: FILE.events.tsv, FILE.events.json, FILE.labels.txt (for Audacity)."""
+    """Write events: FILE.events.tsv, .json, .labels.txt (Audacity). Live: see `detect - -h`."""
     recordings = find_recordings(files)
     known = get_checkpoint(checkpoint)
     if weights is None:
@@ -219,6 +219,9 @@ def detect(
     if out is not None and Format.tsv in kinds and len(recordings) > 1:
         ev.write_tsv(out / "events.tsv", work.found)
     raise typer.Exit(1 if n_failed else 0)
+
+
+app.command(live.NAME)(live.detect_live)
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
+        arguments = live.command_line(arguments)
         code = app(arguments, prog_name="hear-pretrainedsed", standalone_mode=False)
         sys.stdout.flush()
         if code == _INTERRUPTED:  # typer takes Ctrl-C and says nothing

@@ -23,6 +23,7 @@ from hear_pretrainedsed.events import Event, frame_times
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.model import SEDModel
 
+_GRID = FrameGrid()
 _BLOCK_SAMPLES = 1 << 16  # of a long chunk, resampled at a time
 _HELD_SAMPLES = 1000  # what soxr's HQ filter holds back, of input up to 8 kHz; less above
 
@@ -85,13 +86,8 @@ class StreamingDetector:
         grid = model.grid
         self.sample_rate = _checked_rate(model.sample_rate if sample_rate is None else sample_rate)
         window_s = grid.window_frames * grid.hop_s
-        hop_frames = _whole_frames("hop_s", hop_s, 1, grid.window_frames, grid)
-        self.latency_s = (hop_s + window_s) / 2
-        context_frames = None
-        if context_s is not None:
-            most = grid.window_frames - hop_frames
-            context_frames = _whole_frames("context_s", context_s, 0, most, grid)
-            self.latency_s = hop_s + context_s
+        hop_frames, context_frames = window_rule(hop_s, context_s, grid)
+        self.latency_s = hop_s + ((window_s - hop_s) / 2 if context_s is None else context_s)
         self._resampler = _resampler(self.sample_rate, grid.sample_rate)
         if self._resampler is not None:
             self.latency_s += _HELD_SAMPLES / min(self.sample_rate, 8000)
@@ -264,8 +260,21 @@ def _checked_rate(rate: int) -> int:
     return int(rate)
 
 
+def window_rule(
+    hop_s: float, context_s: float | None = None, grid: FrameGrid = _GRID
+) -> tuple[int, int | None]:
+    """`hop_s` and `context_s` of `StreamingDetector` in frames.
+
+    Raises `ValueError` with the nearest time for one that is not allowed.
+    """
+    hop_frames = _whole_frames("hop_s", hop_s, 1, grid.window_frames, grid)
+    if context_s is None:
+        return hop_frames, None
+    most = grid.window_frames - hop_frames
+    return hop_frames, _whole_frames("context_s", context_s, 0, most, grid)
+
+
 def _whole_frames(name: str, given_s: float, least: int, most: int, grid: FrameGrid) -> int:
-    """A time as a number of frames; `ValueError` names the nearest one that is allowed."""
     frames = given_s / grid.hop_s
     nearest = least if math.isnan(frames) else round(min(max(frames, least), most))
     if math.isnan(frames) or abs(frames - nearest) > 1e-6:
