@@ -67,14 +67,16 @@ class EventTracker:
         """Close the runs of some classes (classes,) before the present frame."""
         if not which.any():  # nearly always
             return []
+        numbers = np.flatnonzero(which)
+        first = self._first[numbers]
+        onset_s = frame_times(first, duration_s)
         offset_s = float(frame_times(self._frame, duration_s))
-        found = []
-        for number in np.flatnonzero(which):
-            first = self._first[number]
-            onset_s = float(frame_times(first, duration_s))
-            mean = float(self._sum[number] / (self._frame - first))
-            if offset_s > onset_s and offset_s - onset_s >= self._shortest_s:
-                found.append(Event(onset_s, offset_s, self.labels[number], mean))
+        mean = self._sum[numbers] / (self._frame - first)
+        kept = (offset_s > onset_s) & (offset_s - onset_s >= self._shortest_s)
+        columns = (x[kept].tolist() for x in (onset_s, numbers, mean))
+        found = [
+            Event(a, offset_s, self.labels[i], score) for a, i, score in zip(*columns, strict=True)
+        ]
         self._first[which] = -1
         self._sum[which] = 0
         return sorted(found)
