@@ -22,6 +22,7 @@ from hear_pretrainedsed.events import Event, scores_to_events
 from hear_pretrainedsed.fetch import fetch
 from hear_pretrainedsed.model import Options, SEDModel
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint, get_checkpoint, unknown
+from hear_pretrainedsed.unfilled import Unfilled
 from hear_pretrainedsed.weight_files import Saved, read_saved
 
 
@@ -54,7 +55,7 @@ def load_model(
             raise ValueError(unknown("option", name, allowed))
     chosen = Options(**options)
     path = path or fetch(facts.file, facts.url, facts.sha256)
-    with torch.device("meta"):  # the file fills every tensor: no time for random ones
+    with Unfilled():  # the file fills every tensor
         model = build_for(saved, facts, chosen)
     load_weights(model, path, facts)
     model.layer_indices(chosen.layer if chosen.layer is not None else "all")  # refuse it now

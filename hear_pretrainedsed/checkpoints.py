@@ -218,8 +218,8 @@ def _tell_first_load(record: HashRecord, path: Path, checkpoint: Checkpoint) -> 
 
 
 def _converted(module: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors of the module's own: contiguous copies, floating ones in float32 and finite."""
-    out = {}
+    """Tensors of the module's own: contiguous, floating ones in float32 and finite."""
+    out, taken = {}, set()
     for name, own in module.state_dict().items():
         if name not in state:  # a head that is dropped
             continue
@@ -229,7 +229,11 @@ def _converted(module: nn.Module, state: dict[str, Tensor], path: Path) -> dict[
                 f"{path}: {name} holds {given.dtype}, where {own.dtype} is wanted"
             )
         device = "cpu" if own.is_meta else own.device
-        value = given.to(device, torch.float32 if is_real else own.dtype, copy=True).contiguous()
+        value = given.to(device, torch.float32 if is_real else own.dtype).contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in taken:  # others share it
+            value = value.clone()
+        taken.add(storage.data_ptr())
         # A sum is finite where all values are, and faster; values near the limit may overflow it.
         if is_real and not (value.sum().isfinite() or value.isfinite().all()):
             raise CheckpointError(f"{path} is refused: {name} has values that are NaN or infinite")

@@ -18,6 +18,7 @@ from hear_pretrainedsed.checkpoints import Loaded, load_weights
 from hear_pretrainedsed.model import SEDModel, build_checkpoint
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
 from hear_pretrainedsed.rule_weights import published_names
+from hear_pretrainedsed.unfilled import Unfilled
 
 #: backbone -> prefix in the release, prefix in the reference data
 PREFIXES = {
@@ -53,7 +54,7 @@ def stand_in(value: float, *shape: int) -> Tensor:
 def new_model(checkpoint: str | Checkpoint) -> SEDModel:
     """The network of a checkpoint without values."""
     facts = get_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    with torch.device("meta"):
+    with Unfilled():
         return build_checkpoint(facts)
 
 
