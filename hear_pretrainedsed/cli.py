@@ -82,14 +82,18 @@ Formats = Annotated[list[Format] | None, Option("--format", help="May be repeate
 
 
 @app.command("list")
-def list_() -> None:
+def list_(
+    wide: Annotated[bool, Option("--wide", help="With multiply-accumulates and file.")] = False,
+) -> None:
     """Show all checkpoints; piped: tab-separated, without heading."""
     rows = []
     for checkpoint in registry.CHECKPOINTS.values():
         psds1 = "" if checkpoint.psds1 is None else f"{checkpoint.psds1}"
         cached = "yes" if find(checkpoint.file) else "no"
-        size = f"{complexity(checkpoint).parameters}"
-        rows.append((checkpoint.name, checkpoint.stage, size, psds1, checkpoint.licence, cached))
+        cost = complexity(checkpoint)
+        row = (checkpoint.name, checkpoint.stage, f"{cost.parameters}", psds1)
+        more = (f"{cost.macs_with_attention}", checkpoint.file) if wide else ()
+        rows.append((*row, checkpoint.licence, cached, *more))
     if not sys.stdout.isatty():
         for row in rows:
             print(*row, sep="\t")
@@ -97,9 +101,11 @@ def list_() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "stage", "parameters", "PSDS1", "licence", "in cache", box=None)
-    for name, stage, size, *rest in rows:
-        table.add_row(name, stage, f"{int(size) / 1e6:.1f} M", *rest)
+    heads = ("name", "stage", "parameters", "PSDS1", "licence", "in cache")
+    table = Table(*heads, *(("MACs per 10 s", "file") if wide else ()), box=None)
+    for name, stage, size, psds1, licence, cached, *more in rows:
+        more = [f"{int(more[0]) / 1e9:.2f} G", more[1]] if more else []
+        table.add_row(name, stage, f"{int(size) / 1e6:.1f} M", psds1, licence, cached, *more)
     Console().print(table)
 
 
@@ -113,10 +119,13 @@ def info(
     if bibtex:
         print(registry.bibtex(name))
         return
+    cost = complexity(checkpoint)
     facts = {
         "name": checkpoint.name,
         "stage": checkpoint.stage,
-        "parameters": f"{complexity(checkpoint).parameters:,}",
+        "paper": "; ".join(registry.paper(key) for key in checkpoint.references),
+        "parameters": f"{cost.parameters:,}",
+        "MACs": f"{cost.macs_with_attention:,} per 10 s",
         "classes": _classes(checkpoint),
         "PSDS1": checkpoint.psds1,
         "licence": checkpoint.licence,

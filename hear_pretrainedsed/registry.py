@@ -268,9 +268,22 @@ def read_vocabulary(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tup
     return tuple(names)
 
 
-def bibtex(name: str) -> str:
-    """BibTeX entries of what a checkpoint asks to be cited for."""
+@cache
+def _references() -> dict[str, str]:
+    """BibTeX entries of assets/references.bib, by key."""
     path = files("hear_pretrainedsed").joinpath("assets", "references.bib")
     entries = path.read_text("utf-8").strip().split("\n\n")
-    by_key = {re.search(r"{(\w+),", entry)[1]: entry for entry in entries}
-    return "\n\n".join(by_key[key] for key in get_checkpoint(name).references)
+    return {re.search(r"{(\w+),", entry)[1]: entry for entry in entries}
+
+
+def bibtex(name: str) -> str:
+    """BibTeX entries of what a checkpoint asks to be cited for."""
+    return "\n\n".join(_references()[key] for key in get_checkpoint(name).references)
+
+
+def paper(key: str) -> str:
+    """A paper of assets/references.bib in one line: title (year, arXiv number)."""
+    entry = _references()[key]
+    fields = dict(re.findall(r"^  (\w+) = {(.*)},?$", entry, flags=re.MULTILINE))
+    number = f", arXiv {fields['eprint']}" if "eprint" in fields else ""
+    return re.sub(r"[{}]", "", f"{fields['title']} ({fields['year']}{number})")

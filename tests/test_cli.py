@@ -92,10 +92,23 @@ def test_list_is_a_table_on_a_terminal(run, monkeypatch) -> None:
     assert "91.0 M" in out
 
 
+def test_a_wide_list_has_cost_and_file(run, monkeypatch) -> None:
+    code, out, _ = run("list", "--wide")
+    rows = {line.split("\t")[0]: line.split("\t") for line in out.splitlines()}
+    assert code == 0
+    assert {len(row) for row in rows.values()} == {8}
+    assert rows["frame_mn10.strong"][6:] == ["1055080320", "frame_mn10_strong_1.pt"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "250")
+    _, out, _ = run("list", "--wide")
+    assert "1.06 G" in out and "MACs per 10 s" in out
+
+
 def test_info_and_bibtex(run) -> None:
     code, out, _ = run("info", "fpasst.ssl")
     assert code == 0
     assert "DeiT" in out
+    assert "arXiv 2110.05069); Effective Pre-Training of Audio Transformers" in out
     assert "hear_pretrainedsed.fpasst_ssl" in out
     assert "none: it has no trained head" in out
     code, out, _ = run("info", "atst_f.strong", "--bibtex")
