@@ -227,8 +227,9 @@ def get_checkpoint(name: str) -> Checkpoint:
 def unknown(what: str, given: object, allowed: Iterable[object]) -> str:
     """One line for a value that is not allowed: the value, the nearest match, what is allowed."""
     names = [str(value) for value in allowed]
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(given).lower(), by_lower, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ""
     return f"unknown {what} {given!r}{hint} (one of: {', '.join(names)})"
 
 
