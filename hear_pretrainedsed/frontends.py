@@ -94,7 +94,9 @@ class FrontEnd(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, mels, spec_frames), float32."""
         # A clip's intermediates fit a CPU's cache, a batch's do not: clip by clip is twice as fast.
-        parts = audio.float().split(1 if audio.device.type == "cpu" else max(1, len(audio)))
+        # A traced graph has no loop over clips: there the batch stays whole, of any size.
+        one_by_one = audio.device.type == "cpu" and not torch.compiler.is_exporting()
+        parts = audio.float().split(1) if one_by_one else (audio.float(),)
         with torch.autocast(audio.device.type, enabled=False):
             return torch.cat([self.compute(part) for part in parts]).transpose(1, 2).unsqueeze(1)
 

@@ -37,7 +37,7 @@ class ASiT(ViT):
         """(batch, 1, 128, 998) -> (batch, 1 + 496, 768), time-major."""
         x = self.patch_embed(spec.transpose(2, 3))
         x = x + self.position_grid(spec.shape[3] // 16, spec.shape[2] // 16)
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat([first, x], dim=1)
 
     def position_grid(self, rows: int, columns: int) -> Tensor:

@@ -53,12 +53,12 @@ class FPaSST(ViT):
         x = F.gelu(self.conv_in_1(spec))
         x = F.gelu(self.conv_in_2(x))
         x = F.gelu(self.conv_in_3(x))  # (batch, 64, 32, 250)
-        x = x.reshape(len(x), 16, 128, x.shape[3])[..., :N_FRAMES]
+        x = x.reshape(x.shape[0], 16, 128, x.shape[3])[..., :N_FRAMES]
         x = self.patch_embed(x)
         x = x + self.time_new_pos_embed[..., : x.shape[3]] + self.freq_new_pos_embed
         x = x.flatten(2).transpose(1, 2)
         heads = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
-        return torch.cat([heads.expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([heads.expand(x.shape[0], -1, -1), x], dim=1)
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm."""

@@ -36,7 +36,7 @@ class M2D(ViT):
     def embed(self, spec: Tensor) -> Tensor:
         """(batch, 1, 80, 1001) -> (batch, 1 + 310, 768), band-major; the last 9 frames unused."""
         x = self.patch_embed(spec) + self.pos_embed[:, 1:]
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat([first, x], dim=1)
 
     def finish(self, x: Tensor) -> Tensor:
@@ -45,5 +45,5 @@ class M2D(ViT):
 
     def readout(self, x: Tensor) -> Tensor:
         """(batch, 1 + 310, 768) -> (batch, 62, 5 * 768)."""
-        bands = x[:, 1:].view(len(x), N_BANDS, N_STEPS, self.width)
+        bands = x[:, 1:].view(x.shape[0], N_BANDS, N_STEPS, self.width)
         return bands.transpose(1, 2).flatten(2)
