@@ -1,4 +1,4 @@
-"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect.
+"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect, export.
 
 Exit codes: 0; 1 when a file could not be processed or fetched (the others are done); 2 for a
 mistake in the call; 130 after Ctrl-C. Errors are one line each on stderr. Output files appear whole
@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 
 from hear_pretrainedsed import events as ev
-from hear_pretrainedsed import live, registry
+from hear_pretrainedsed import live, onnx_files, registry
 from hear_pretrainedsed.cli_options import (
     Argument,
     BatchSize,
@@ -114,7 +114,10 @@ def info(
     name: Name,
     bibtex: Annotated[bool, Option("--bibtex", help="Only what to cite, as BibTeX.")] = False,
 ) -> None:
-    """Show what is known about a checkpoint, or how to cite it."""
+    """Show what is known about a checkpoint or an exported ONNX file, or how to cite it."""
+    if name.endswith(".onnx"):
+        print(*onnx_files.describe(name), sep="\n")
+        return
     checkpoint = get_checkpoint(name)
     if bibtex:
         print(registry.bibtex(name))
@@ -138,6 +141,24 @@ def info(
     }
     lines = (f"{key + ':':<13}{value}" for key, value in facts.items() if value not in (None, ""))
     print(*lines, sep="\n")
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, Option("--out", "-o", help="The ONNX file.")],
+    from_audio: Annotated[bool, Option("--from-audio", help="Put the front end inside.")] = False,
+    weights: Weights = None,
+    vocabulary: Vocabulary = None,
+) -> None:
+    """Write a checkpoint as ONNX: 10 s windows in, frames and scores out (info FILE reads it)."""
+    from hear_pretrainedsed.export import check_ready, export_onnx
+
+    get_checkpoint(name)
+    check_ready(out)
+    model = load(name, weights, "cpu", None, vocabulary=vocabulary)
+    export_onnx(model, out, from_audio=from_audio)
+    print(out)
 
 
 @app.command("fetch")
