@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "hear")
 CORE_TOOLS = ("pytest", "hypothesis", "ruff")  # the small part of `dev`
-HEAR_EXTRAS = ("downstream", "pretraining", "hear", "dev")
+HEAR_EXTRAS = ("downstream", "pretraining", "hear", "export", "dev")
 LEFT_OUT = ("xares",)  # no test runs it yet
 STAMP = "make_env.json"
 PYTHON_NEEDED = (3, 11)
