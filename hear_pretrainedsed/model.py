@@ -167,7 +167,7 @@ class SEDModel(nn.Module):
         piece: there the original pools over them as well.
         """
         audio = self._prepare(audio)
-        size = self.options.batch_size or (32 if audio.is_cuda else 2)
+        size = self.options.batch_size or (32 if audio.is_cuda else 4)
         backbone, _ = self.inference_parts()
         pieces = []
         for piece in audio.split(self.clip_samples, dim=1):
@@ -205,7 +205,7 @@ class SEDModel(nn.Module):
         return out
 
     def _batch_size(self, audio: Tensor) -> int:
-        return self.options.batch_size or (32 if audio.is_cuda else 2)
+        return self.options.batch_size or (32 if audio.is_cuda else 4)
 
     def _prepare(self, audio: Tensor) -> Tensor:
         """Check audio, bring it to the model's device and to 16 kHz."""
