@@ -167,7 +167,7 @@ class SEDModel(nn.Module):
         piece: there the original pools over them as well.
         """
         audio = self._prepare(audio)
-        size = self.options.batch_size or (32 if audio.is_cuda else 4)
+        size = self._batch_size(audio)
         backbone, _ = self.inference_parts()
         pieces = []
         for piece in audio.split(self.clip_samples, dim=1):
