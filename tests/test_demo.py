@@ -27,6 +27,12 @@ LABELS = ["a", "b", "c"]
 FEW = {"train": 6, "valid": 2, "test": 2}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(few_threads: None) -> None:
+    """Thousands of small products: a second thread costs more than it brings."""
+    torch.set_num_threads(1)
+
+
 def random_events(rng: np.random.Generator, n: int) -> list[tuple[float, float, str]]:
     """Events on a grid of 50 ms, so that some differ by exactly the collar."""
     onsets = rng.integers(0, 190, n) / 20
