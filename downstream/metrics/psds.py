@@ -87,7 +87,8 @@ def _reference(
     """Reference events, sorted by file and onset, with numbers of the files that have scores."""
     if not 0 < frame_s < float("inf"):
         raise ValueError(f"frame_s is a time above 0 seconds, got {frame_s}")
-    missing = [name for name in reference if name not in scores]
+    known = set(scores)  # asking a lazy mapping whether it has a file may read it
+    missing = [name for name in reference if name not in known]
     if missing:
         raise ValueError(f"no scores of {first_few(missing)}")
     everything = {name: reference.get(name, ()) for name in scores}
