@@ -60,7 +60,7 @@ class EventTracker:
             self._first[on & (self._first < 0)] = self._frame
             self._sum[on] += row[on]
             self._frame += 1
-        self._waiting = self._waiting[len(active) :].copy()  # not a view of all there was
+        self._waiting = self._waiting[len(active) :]
         return found
 
     def _ended(self, which: np.ndarray, duration_s: float | None = None) -> list[Event]:
@@ -123,5 +123,5 @@ class _Median:
         np.cumsum(self._known, axis=0, out=counts[1:])
         n_decided = max(0, len(self._known) - self.size + 1)
         sums = counts[self.size :] - counts[:n_decided]
-        self._known = self._known[n_decided:].copy()
+        self._known = self._known[n_decided:]
         return sums >= self.size - self.before

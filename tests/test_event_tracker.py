@@ -50,6 +50,13 @@ def test_an_event_comes_with_the_frame_that_ends_it() -> None:
     assert parts[3][0] == (0.04, 0.12, "a", pytest.approx(0.8))
 
 
+def test_events_of_one_end_are_in_the_order_of_onsets_and_labels() -> None:
+    tracker = EventTracker(LABELS)
+    tracker.feed(np.float32([[0, 0, 1], [1, 1, 1]]))
+    found = tracker.feed(np.float32([[0, 0, 0]]))
+    assert [(event.onset_s, event.label) for event in found] == [(0, "c"), (0.04, "a"), (0.04, "b")]
+
+
 @pytest.mark.parametrize(("median", "ahead"), [(None, 0), (1, 0), (2, 0), (3, 1), (4, 1), (7, 3)])
 def test_the_filter_waits_half_its_length(median, ahead) -> None:
     """A run of 10 frames ends at frame 20: the frame that decides so is `ahead` frames later."""

@@ -245,9 +245,11 @@ def test_stereo_at_another_rate(run, weights) -> None:
 
 
 def started(*arguments: str, stdout: int | IO[bytes] = subprocess.PIPE) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     return subprocess.Popen(
         [*COMMAND, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=env,
+        bufsize=0,  # `communicate` would not see what `readline` has read ahead
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -258,26 +260,29 @@ def started(*arguments: str, stdout: int | IO[bytes] = subprocess.PIPE) -> subpr
 def test_events_come_while_the_stream_is_open(weights) -> None:
     """Half a stream gives its first events; then the rest, cut within a sample."""
     samples = np.round(clip(16_000 * 21).numpy() * 32767).clip(-32768, 32767).astype("<i2")
+    model = hps.load_model(weights, windowing="overlap")
+    audio = torch.from_numpy(samples.astype(np.float32) / 32768)
+    wanted = hps.detect(audio, model, threshold=0.5)
+    labels = list(dict.fromkeys(event.label for event in wanted if event.offset_s < 4))[:2]
+    wanted = [event for event in wanted if event.label in labels]
     half = 16_000 * 11
-    process = started("--threshold", "0.6")
+    process = started(*(word for label in labels for word in ("--labels", label)))
     process.stdin.write(samples[:half].tobytes())
     process.stdin.flush()
     first = process.stdout.readline()  # waits as long as it takes
     assert process.poll() is None
-    assert json.loads(first)["offset_s"] < 6
+    assert json.loads(first)["offset_s"] < 4
     out, err = process.communicate(samples[half:].tobytes() + b"\x01")
     assert process.returncode == 1
     assert err.decode() == (
         "hear-pretrainedsed: standard input: it ends within a sample: after 336000 whole ones "
         "there are 1 bytes, and 1 channel of s16le take 2\n"
     )
+    assert len(first) + len(out) < 8000, "so many events fill a buffer that nobody flushes"
     found = [hps.Event(**json.loads(line)) for line in [first, *out.splitlines()]]
-    model = hps.load_model(weights, windowing="overlap")
-    audio = torch.from_numpy(samples.astype(np.float32) / 32768)
-    wanted = hps.detect(audio, model, threshold=0.6)
-    same = {event[:3] for event in found} & {event[:3] for event in wanted}
-    assert len(same) >= 0.999 * max(len(found), len(wanted))  # scores at 0.6 by a rounding error
     assert [event.offset_s for event in found] == sorted(event.offset_s for event in found)
+    same = {event[:3] for event in found} & {event[:3] for event in wanted}
+    assert len(same) >= max(len(found), len(wanted)) - 1  # a score may be 0.5 but for rounding
 
 
 @pytest.mark.slow

@@ -69,9 +69,10 @@ def test_a_bad_chunk_is_refused_and_leaves_the_stream_as_it_was(
     np.testing.assert_allclose(found[:, 0], audio.reshape(-1, 640).mean(1), atol=1e-6)
 
 
-def test_after_the_end() -> None:
-    detector = StreamingDetector(ramp(), threshold=(-2.0, 1000.0))
-    detector.feed(noise(1600))
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_after_the_end(rate: int) -> None:
+    detector = StreamingDetector(ramp(), sample_rate=rate, threshold=(-2.0, 1000.0))
+    detector.feed(noise(rate // 10))
     end = detector.close()
     assert [event[:3] for event in end.events] == [(0.0, 0.08, "mean")]
     assert end.centres_s.tolist() == pytest.approx([0.02, 0.06])
@@ -99,6 +100,7 @@ def is_empty(update: Update) -> bool:
             "hop_s is 0.05; .* multiples of 0.04 from 0.04 to 10; the nearest is 0.0",
         ),
         ({"hop_s": 1.03}, "the nearest is 1.04$"),
+        ({"hop_s": 1.0001}, "the nearest is 1$"),
         ({"hop_s": 0}, "the nearest is 0.04$"),
         ({"hop_s": -3.0}, "the nearest is 0.04$"),
         ({"hop_s": 12.0}, "the nearest is 10$"),
