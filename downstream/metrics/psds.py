@@ -68,6 +68,7 @@ def psds(
     kept = np.flatnonzero(n_ref)
     if not len(kept):
         raise ValueError("no reference events")
+    psd_roc.sed_scores_eval()  # imported once, not in every worker
     jobs = _jobs(jobs, len(files) * len(kept))
     task = Task(scores, files, len(labels), kept, table, frame_s, total_s, dtc, gtc, max_efpr)
     if alpha_ct:
