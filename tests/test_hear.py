@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:first load of")
 ReleaseFile = Callable[[str], Path]
 MN = "frame_mn06.strong"
 RATE = 16_000
+LARGE = 6e8  # MACs a window
 
 
 def architectures() -> dict[str, str]:
@@ -40,7 +41,7 @@ ARCHITECTURES = architectures()
 def slow_if_large(names: dict[str, str]) -> list:
     """Parameters of a test: networks of over 0.6 GMAC a window are slow."""
     return [
-        pytest.param(name, id=key, marks=[pytest.mark.slow] * (macs(name) > 6e8))
+        pytest.param(name, id=key, marks=[pytest.mark.slow] * (macs(name) > LARGE))
         for key, name in names.items()
     ]
 
@@ -66,6 +67,12 @@ def n_frames(n_samples: int) -> int:
 def close(a: torch.Tensor, b: torch.Tensor, limit: float = 1e-4) -> bool:
     """Whether two arrays agree to `limit`, relative to their size."""
     return a.shape == b.shape and float((a - b).abs().max()) <= limit * float(b.abs().max())
+
+
+@pytest.fixture(autouse=True)
+def one_thread(few_threads: None) -> None:
+    """Small networks: a second thread costs more than it brings."""
+    torch.set_num_threads(1)
 
 
 # ---- modules
@@ -117,6 +124,7 @@ def test_a_module_without_a_path_takes_the_file_in_the_cache(
 
 @pytest.mark.parametrize("checkpoint", slow_if_large(ARCHITECTURES))
 def test_contract(checkpoint: str, release_file: ReleaseFile) -> None:
+    torch.set_num_threads(2 if macs(checkpoint) > LARGE else 1)
     module = module_of(checkpoint)
     model = module.load_model(str(release_file(checkpoint)))
     assert isinstance(model, torch.nn.Module) and not model.training
