@@ -17,22 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import HEADS, Options, SEDModel, build_checkpoint, build_model
 from hear_pretrainedsed.records import HashRecord, record_sha256
 from hear_pretrainedsed.registry import CHECKPOINTS, Checkpoint
 from hear_pretrainedsed.sequence_models.base import SequenceModel
 from hear_pretrainedsed.weight_files import CheckpointError, Contents, Saved, read, write
-
-__all__ = [
-    "CheckpointError",
-    "Loaded",
-    "build_for",
-    "load_for_transfer",
-    "load_image_weights",
-    "load_weights",
-    "save_weights",
-]
 
 #: names of heads and sequence model: published -> here
 TOP_NAMES = (
@@ -248,21 +239,7 @@ def _translate(
     body, state = model.backbone, contents.tensors
     expected = set(body.state_dict())
     top = {name: new for name in state if (new := _top_name(name)) != name}
-
-    def below(prefix: str) -> dict[str, str]:
-        """All names under a prefix (a pattern): name in the file -> name below it here."""
-        found = ((n, re.match(prefix, n)) for n in state if n not in top)
-        return {n: body.rename(n[match.end() :]) for n, match in found if match}
-
-    layouts = {
-        "own": [r"backbone\."],
-        "release": [re.escape(prefix) for prefix in body.prefixes],
-        "upstream": body.upstream_prefixes,
-    }
-    under, layout = max(
-        ((below(prefix), layout) for layout, prefixes in layouts.items() for prefix in prefixes),
-        key=lambda pair: len(expected.intersection(pair[0].values())),
-    )
+    layout, under = _best_layout(body, [name for name in state if name not in top])
     found = {name: new for name, new in under.items() if new in expected}
     if not found:
         first = ", ".join(list(state)[:3])
@@ -289,6 +266,29 @@ def _translate(
             state[name] = torch.zeros(own.shape, dtype=own.dtype, device="cpu")
             left_out.append(f"(no {name} in the file: it is zero)")
     return state, layout, left_out
+
+
+def _best_layout(body: Backbone, names: list[str]) -> tuple[str, dict[str, str]]:
+    """The layout and prefix that most of a backbone's names are found under.
+
+    Returns the layout's name and, for all names under the prefix, what they are called below it
+    here: {name in the file: name here}.
+    """
+
+    def below(prefix: str) -> dict[str, str]:
+        found = ((name, re.match(prefix, name)) for name in names)
+        return {name: body.rename(name[match.end() :]) for name, match in found if match}
+
+    layouts = {
+        "own": [r"backbone\."],
+        "release": [re.escape(prefix) for prefix in body.prefixes],
+        "upstream": body.upstream_prefixes,
+    }
+    expected = set(body.state_dict())
+    return max(
+        ((layout, below(prefix)) for layout, prefixes in layouts.items() for prefix in prefixes),
+        key=lambda pair: len(expected.intersection(pair[1].values())),
+    )
 
 
 def _top_name(name: str) -> str:

@@ -139,6 +139,10 @@ def test_code_is_not_run(
     says = r"\((posix|nt)\.mkdir\)" if how in ("zip", "legacy", "inside", "pickle 2") else "is n"
     refused(model, path, MN, says)
     assert read_saved(path) is None
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    error = caught.value  # torch's own text, with its advice, is not to be printed with it
+    assert error.__cause__ is None and (error.__suppress_context__ or error.__context__ is None)
     with pytest.raises(ValueError, match="BEATs.pt"):
         hps.load_model(path, checkpoint=MN)
     assert not (tmp_path / "made").exists()
