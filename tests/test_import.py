@@ -99,18 +99,18 @@ print(json.dumps([made, "hear_pretrainedsed.beats_strong" in modules]))
     assert made == [] and has_module
 
 
-def test_loading_does_not_import_the_compiler(tmp_path: Path) -> None:
+def test_building_for_a_file_draws_nothing_and_imports_no_compiler() -> None:
     program = """
 import json, sys
 import torch, hear_pretrainedsed as hps
 from hear_pretrainedsed.model import build_checkpoint
 from hear_pretrainedsed.registry import CHECKPOINTS, get_checkpoint
 from hear_pretrainedsed.unfilled import Unfilled
-seen = []
+seen, before = [], torch.get_rng_state()
 for name in {c.backbone + str(c.sequence_model): c.name for c in CHECKPOINTS.values()}.values():
     with Unfilled():
         build_checkpoint(get_checkpoint(name))
-    if "torch._dynamo" in sys.modules:
+    if "torch._dynamo" in sys.modules or not torch.equal(torch.get_rng_state(), before):
         seen.append(name)
 print(json.dumps(seen))
 """
