@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import re
 import signal
 import subprocess
@@ -405,7 +406,7 @@ def test_ctrl_c_from_the_keyboard(weights, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_stops_is_no_error(weights, tmp_path) -> None:
-    command = " ".join([*COMMAND, "list"])
+    command = shlex.join([*COMMAND, "list"])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True
     )

@@ -36,7 +36,8 @@ class Without:
         self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
-        owners = top.get(name.partition(".")[0])
+        first = name.partition(".")[0]
+        owners = top.get(first) if first != "hear_pretrainedsed" else None  # it may be installed
         if owners and not {o.lower().replace("_", "-") for o in owners} & allowed:
             asked.append(name)
             return None
