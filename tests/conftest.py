@@ -8,6 +8,7 @@ many checks had no reference data. In CI a missing folder is a failure.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,8 +65,11 @@ def few_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def release_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Rule-made weights of a checkpoint in its published layout and under its published name."""
+def release_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Rule-made weights of a checkpoint in its published layout and under its published name.
+
+    Each is written once a session and all go at its end: a transformer's has 350 MB.
+    """
     from hear_pretrainedsed.registry import get_checkpoint
     from hear_pretrainedsed.rule_weights import write_release_file
 
@@ -75,4 +79,5 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         path = folder / get_checkpoint(checkpoint).file
         return path if path.exists() else write_release_file(checkpoint, path)
 
-    return write
+    yield write
+    shutil.rmtree(folder)

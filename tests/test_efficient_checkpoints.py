@@ -131,7 +131,12 @@ def test_both_names_of_the_family_are_one_network() -> None:
 @pytest.mark.parametrize("name", ["fmn04", "fmn04+tf-104", "fmn04+gru-104"])
 @pytest.mark.parametrize(
     ("backbone", "rest"),
-    [("net.model.", "net."), ("model.model.", "model."), ("model.fmn.", ""), ("model.fmn.", "net.")]
+    [
+        ("net.model.", "net."),
+        ("model.model.", "model."),
+        ("model.fmn.", ""),
+        ("model.fmn.", "net."),
+    ],
 )
 def test_every_published_prefix_loads(
     name: str, backbone: str, rest: str, released: Callable, load: Callable
@@ -185,9 +190,7 @@ def test_strong_head_of_other_classes_is_refused(released: Callable, load: Calla
 
 
 @pytest.mark.parametrize("name", ["fmn04+tf-104", "fmn04+attn-104"])
-def test_rotary_frequencies_may_be_stored(
-    name: str, released: Callable, load: Callable
-) -> None:
+def test_rotary_frequencies_may_be_stored(name: str, released: Callable, load: Callable) -> None:
     state = released(name)
     stored = [k for k in state if k.endswith("freqs")]
     assert len(stored) == 2
@@ -219,9 +222,7 @@ def test_both_names_of_a_convolution_have_to_agree(released: Callable, load: Cal
         load("fmn04+tcn-64", missing)
 
 
-def test_hybrid_file_of_four_heads(
-    released: Callable, load: Callable, tmp_path: Path
-) -> None:
+def test_hybrid_file_of_four_heads(released: Callable, load: Callable, tmp_path: Path) -> None:
     name = "fmn04+hybrid-104"
     state = released(name)
     eight = load(name, state)
