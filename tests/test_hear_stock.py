@@ -6,9 +6,9 @@ heareval runs through tools/hear.py, as `make hear` does, with rule-made weights
   clips cut to their first 20 s (five folds of 50 epochs each take minutes on whole ones);
 - the transformer: all three with fewer clips, cut to 10 s.
 
-Without the reference data both get the demo's synthetic task, with it the MobileNet alone. Scores of
-random features say nothing about a checkpoint; that there are some, with what was predicted and by
-which settings, is the test.
+The MobileNet gets the demo's synthetic task as well; without the reference data so does the
+transformer. Scores of random features say nothing about a checkpoint; that there are some, with
+what was predicted and by which settings, is the test.
 """
 
 from __future__ import annotations
