@@ -34,7 +34,7 @@ def small(sequence: str | None = None, width: int = 32, head: nn.Module | None =
     return fill(model.requires_grad_(False)).eval()
 
 
-def cut(model: SEDModel, n: int = 2) -> SEDModel:
+def cut(model: SEDModel, n: int) -> SEDModel:
     """A transformer's first blocks."""
     body = getattr(model.backbone, "encoder", model.backbone)
     name = "blocks" if hasattr(body, "blocks") else "layers"

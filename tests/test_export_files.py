@@ -31,6 +31,7 @@ def one_thread(few_threads: None) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A small model, its file, and what the file says."""
+    torch.set_num_threads(1)  # `one_thread` comes later
     model = small()
     model.provenance = {"checkpoint": "fmn04.strong", "sha256": "ab" * 32}
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
