@@ -142,7 +142,6 @@ def _path(
         before = came_through.pop(est)
         if before is None:
             return [*path, (ref, est)]
-        if before in reached_from:
-            path.append((ref, est))
-            open_refs.append((before, iter(reached_from.pop(before))))
+        path.append((ref, est))
+        open_refs.append((before, iter(reached_from.pop(before))))
     return []

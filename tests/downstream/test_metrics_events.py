@@ -87,6 +87,17 @@ def test_the_same_matching_as_sed_eval_of_any_graph(edges: set[tuple[int, int]])
     assert len(matched_references((pairs[0], pairs[1]), 12, 12)) == len(expected)
 
 
+def test_the_same_matching_as_sed_eval_of_sparse_graphs() -> None:
+    """Their paths are long and have dead ends, off which the search must come back."""
+    match = pytest.importorskip("sed_eval").util.bipartite_match
+    for seed in range(300):
+        edges = np.argwhere(np.random.default_rng(seed).random((40, 40)) < 0.06)
+        graph: dict[int, list[int]] = {}
+        for ref, est in edges.tolist():
+            graph.setdefault(est, []).append(ref)
+        assert ordered_matching((edges[:, 0], edges[:, 1])) == match(graph)
+
+
 def test_a_long_chain_of_paths() -> None:
     """Each estimated event but the last takes the reference event that the one before it needs."""
     n = 5000
@@ -119,6 +130,15 @@ def test_candidates_are_all_pairs_within_the_collar(
     ]
     fast = np.stack(candidates(ours, theirs, collar_s, fraction), axis=1).tolist()
     assert fast == [list(one) for one in slow]
+
+
+def test_a_collar_is_the_same_in_every_file() -> None:
+    """Onsets a collar apart, exact in float64, in many files: none is lost among the others."""
+    reference = {f"{i}.wav": [(i % 7 / 4, 9.1, "a")] for i in range(500)}
+    later = {name: [(row[0][0] + 0.25, 9.1, "a")] for name, row in reference.items()}
+    reference["last.wav"] = later["last.wav"] = [(9.1, 9.1, "a")]
+    assert event_f1(reference, later, 0.25).micro == 1
+    assert event_f1(later, reference, 0.25).micro == 1
 
 
 def test_the_vocabulary_decides_what_macro_is_the_mean_of() -> None:
