@@ -1,0 +1,126 @@
+"""Any event task in HEAR's folder layout: task_metadata.json, labelvocabulary.csv, a JSON a split.
+
+The layout is that of the HEAR 2021 release (Turian et al., HEAR: Holistic Evaluation of Audio
+Representations, 2022): `<split>.json` is {file: [{"label", "start", "end"}, ...]} in milliseconds,
+audio lies in `16000/<split>/`. Departure from heareval: none in what is read; what heareval takes
+without a word (unknown labels, times that are no times, a clip in two splits) is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from downstream.tasks import checks
+from downstream.tasks.task import Clip, Facts, Rotation, Task
+
+SAMPLE_RATE = 16_000
+METADATA = "task_metadata.json"
+_KFOLD = ("new_split_kfold", "presplit_kfold")
+
+
+def open_hear_folder(folder: Path, facts: Facts, *, strict: bool = False) -> Task:
+    """Read a task in HEAR's layout; `strict` makes warnings errors.
+
+    Raises `ValueError` for what is missing, contradictory or out of range, with the first few.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    labels = read_labels(folder)
+    splits = {split: read_split(folder, split) for split in metadata["splits"]}
+    task = Task(
+        facts=facts,
+        name=metadata["task_name"],
+        version=str(metadata["version"]),
+        folder=folder,
+        labels=labels,
+        splits=splits,
+        rotations=rotations(metadata),
+        hear=metadata,
+    )
+    checks.check_task(task, strict=strict)
+    return task
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """A HEAR task's metadata, checked for what is used of it."""
+    path = folder / METADATA
+    metadata = _json(path)
+    wanted = ("task_name", "version", "splits", "split_mode", "embedding_type", "evaluation")
+    for key in wanted:
+        if key not in metadata:
+            raise ValueError(f"{path}: no {key!r} in it; a HEAR task has {', '.join(wanted)}")
+    if metadata["embedding_type"] != "event":
+        raise ValueError(
+            f"{path}: embedding_type is {metadata['embedding_type']!r}; only event tasks have "
+            "frames to score ('event')"
+        )
+    return metadata
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The classes of `labelvocabulary.csv`, by their index."""
+    path = folder / "labelvocabulary.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {int(row["idx"]): row["label"] for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no labelvocabulary.csv in it") from None
+    except (KeyError, ValueError, TypeError):
+        raise ValueError(f"{path}: wanted the columns idx (0, 1, ...) and label") from None
+    if sorted(rows) != list(range(len(rows))) or not rows:
+        raise ValueError(f"{path}: idx has to count 0, 1, ... without a gap, got {sorted(rows)}")
+    return tuple(rows[i] for i in range(len(rows)))
+
+
+def read_split(folder: Path, split: str) -> tuple[Clip, ...]:
+    """The clips of a split in the order of its JSON file; a clip is its own unit."""
+    listed = _json(folder / f"{split}.json")
+    audio = folder / str(SAMPLE_RATE) / split
+    if not audio.is_dir():
+        raise ValueError(f"no folder {audio}: HEAR tasks hold their audio at 16 kHz there")
+    checks.check_files(split, listed, audio)
+    return tuple(_clip(audio / file, file, rows) for file, rows in listed.items())
+
+
+def _clip(path: Path, file: str, rows: list[Mapping[str, Any]]) -> Clip:
+    info = soundfile.info(str(path))
+    if info.samplerate != SAMPLE_RATE:
+        raise ValueError(f"{path}: {info.samplerate} Hz; a HEAR task's folder 16000 holds 16000 Hz")
+    try:
+        in_ms = tuple((float(r["start"]), float(r["end"]), str(r["label"])) for r in rows)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: events have label, start and end (ms), got {rows}") from None
+    events = tuple((a / 1000.0, b / 1000.0, label) for a, b, label in in_ms)
+    return Clip(file, path, events, info.frames / SAMPLE_RATE, file, in_ms)
+
+
+def rotations(metadata: Mapping[str, Any]) -> tuple[Rotation, ...]:
+    """As heareval rotates folds: fold k is test, the next one valid, the rest (sorted) train."""
+    mode, splits = metadata["split_mode"], metadata["splits"]
+    if mode == "trainvaltest":
+        return (Rotation(("train",), ("valid",), ("test",)),)
+    if mode not in _KFOLD:
+        allowed = ", ".join(("trainvaltest", *_KFOLD))
+        raise ValueError(f"split_mode is {mode!r}; allowed: {allowed}")
+    folds = sorted(splits)
+    if len(folds) < 3:
+        raise ValueError(f"{len(folds)} folds: test, valid and train need at least 3")
+    pairs = [(fold, folds[(i + 1) % len(folds)]) for i, fold in enumerate(folds)]
+    return tuple(
+        Rotation(tuple(f for f in folds if f not in pair), pair[1:], pair[:1]) for pair in pairs
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: no {path.name} in it, so it is no HEAR task") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None

@@ -1,0 +1,102 @@
+"""What a task is: clips with events in splits, the rotations they are used in, and its facts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Triple = tuple[float, float, str]  # onset_s, offset_s, label
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording and what sounds in it.
+
+    `file` is its name in events, scores and results; `unit` is the independent thing that it is
+    part of (scene, piece, or itself), which intervals resample. `events_ms` are the events in HEAR's
+    milliseconds where the task came with those: seconds cannot hold all of them exactly.
+    """
+
+    file: str
+    path: Path
+    events: tuple[Triple, ...]
+    duration_s: float
+    unit: str
+    events_ms: tuple[Triple, ...] | None = None
+
+    def in_ms(self) -> tuple[Triple, ...]:
+        """The events in milliseconds, as HEAR has them."""
+        if self.events_ms is not None:
+            return self.events_ms
+        return tuple((1000 * a, 1000 * b, label) for a, b, label in self.events)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which splits are trained on, selected on and tested on; folds have several rotations."""
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a task before its data is there.
+
+    metrics: keys of `downstream.scoring.METRICS`; the first one is the main metric.
+    unit: what intervals resample, in one word.
+    median_s, min_duration_s: what protocol `paper` smooths scores with and drops (None: nothing).
+    open: a folder -> the task; `options` of a task are its keywords.
+    """
+
+    name: str
+    version: str
+    licence: str
+    citation: str
+    metrics: tuple[str, ...]
+    unit: str
+    open: Callable[..., Task]
+    median_s: float = 0.25
+    min_duration_s: float | None = 0.125
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its data: `splits` are clips by split name, `labels` the classes in order.
+
+    `name` and `version` are those of the data; `hear` is HEAR's task metadata (what protocol `hear`
+    is set by), `extra` what is not labelled strongly, by name (`weak`, `unlabeled`).
+    """
+
+    facts: Facts
+    name: str
+    version: str
+    folder: Path
+    labels: tuple[str, ...]
+    splits: Mapping[str, tuple[Clip, ...]]
+    rotations: tuple[Rotation, ...]
+    hear: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of its metrics, the main one first."""
+        return self.facts.metrics
+
+    def clips(self, splits: str | Iterable[str]) -> tuple[Clip, ...]:
+        """The clips of one split or of several, in order."""
+        names = (splits,) if isinstance(splits, str) else splits
+        return tuple(clip for name in names for clip in self.splits[name])
+
+    def digest(self) -> str:
+        """sha256 of labels, splits and events: what a result was measured against."""
+        text = repr((self.labels, sorted(self.splits), self.rotations))
+        found = hashlib.sha256(text.encode())
+        for name in sorted(self.splits):
+            for clip in self.splits[name]:
+                found.update(repr((name, clip.file, clip.duration_s, clip.in_ms())).encode())
+        return found.hexdigest()
