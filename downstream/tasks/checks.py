@@ -101,4 +101,6 @@ def _check_classes(task: Task) -> None:
             clips = task.clips(getattr(rotation, part))
             present = {label for clip in clips for _, _, label in clip.events}
             if absent := [label for label in task.labels if label not in present]:
-                warn(f"{task.name}: no event in {part} of {len(absent)} classes: {first_few(absent)}")
+                warn(
+                    f"{task.name}: no event in {part} of {len(absent)} classes: {first_few(absent)}"
+                )

@@ -1,0 +1,56 @@
+"""What every protocol takes and gives: frames of a task in, scores and events of test clips out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from downstream.embeddings import FrameSource
+from downstream.tasks.task import Task, Triple
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may set about a run; each protocol says which of it it reads.
+
+    precision: of frames and head, "fp32" or "bf16". device: of the head's training.
+    steps_scale: protocol `paper`: shrinks its steps, which marks the result `paper-scaled`.
+    grid_points: protocol `hear`: how many points of its grid are tried. grid: which grid.
+    """
+
+    precision: str = "fp32"
+    device: str = "cpu"
+    steps_scale: float | None = None
+    grid_points: int = 8
+    grid: str = "default"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a protocol says about the test clips of all rotations.
+
+    scores: {file: (frames, classes)} on the 40 ms grid. events: {file: [(onset_s, offset_s,
+    label), ...]}. folds: the test files of each rotation. chosen: a record a rotation of what was
+    selected on valid (hyperparameters, epoch, post-processing, `valid_score`). config: everything
+    that was set, so that it can be repeated.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    events: Mapping[str, list[Triple]]
+    folds: tuple[tuple[str, ...], ...]
+    chosen: tuple[dict[str, Any], ...]
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+Mode = Callable[[Task, FrameSource, Settings, int], Found]  # ..., seed
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to obtain a downstream number: a function for each of its modes."""
+
+    name: str
+    modes: Mapping[str, Mode]
