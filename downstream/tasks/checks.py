@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from downstream.tasks.task import Task
@@ -12,6 +16,7 @@ from hear_pretrainedsed.registry import unknown
 
 _N_SHOWN = 3
 _BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
+_BLOCK_BYTES = 1 << 14
 
 
 class TaskWarning(UserWarning):
@@ -23,6 +28,23 @@ def first_few(offenders: Iterable[object]) -> str:
     found = list(offenders)
     more = f" and {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
     return ", ".join(map(str, found[:_N_SHOWN])) + more
+
+
+def warn(text: str) -> None:
+    """Warn of data that is odd."""
+    warnings.warn(text, TaskWarning, stacklevel=3)
+
+
+@contextmanager
+def strictly(strict: bool) -> Iterator[None]:
+    """Where `strict`, warnings of tasks within are `ValueError`s."""
+    with warnings.catch_warnings():
+        if strict:
+            warnings.simplefilter("error", TaskWarning)
+        try:
+            yield
+        except TaskWarning as warning:
+            raise ValueError(f"{warning} (refused because of strict)") from None
 
 
 def check_files(split: str, listed: Iterable[str], folder: Path) -> None:
@@ -39,68 +61,141 @@ def check_files(split: str, listed: Iterable[str], folder: Path) -> None:
         warn(f"{split}: {len(extra)} audio files are not listed: {first_few(extra)}")
 
 
-def warn(text: str, stacklevel: int = 3) -> None:
-    """Warn of data that is odd."""
-    warnings.warn(text, TaskWarning, stacklevel=stacklevel)
-
-
-def check_task(task: Task, *, strict: bool = False) -> None:
+def check_task(task: Task) -> None:
     """Refuse a task that cannot be trained or scored fairly; warn of what is odd."""
-    with warnings.catch_warnings():
-        if strict:
-            warnings.simplefilter("error", TaskWarning)
-        try:
-            _check_splits(task)
-            _check_events(task)
-            _check_classes(task)
-        except TaskWarning as warning:
-            raise ValueError(f"{warning} (refused because of --strict)") from None
+    _check_splits(task)
+    _check_events(task)
+    _check_leaks(task)
+    _check_classes(task)
 
 
 def _check_splits(task: Task) -> None:
-    place: dict[str, str] = {}
     for split, clips in task.splits.items():
         if not clips:
             raise ValueError(f"{task.name}: the split {split!r} is empty")
         if not any(clip.events for clip in clips):
             raise ValueError(f"{task.name}: no event in any clip of the split {split!r}")
-        for clip in clips:
-            if clip.file in place:
-                raise ValueError(
-                    f"{task.name}: the clip {clip.file} is in {place[clip.file]!r} and in "
-                    f"{split!r}: what is trained on would be tested on"
-                )
-            place[clip.file] = split
 
 
 def _check_events(task: Task) -> None:
     known = set(task.labels)
-    wrong, beyond = [], []
-    for clips in task.splits.values():
-        for clip in clips:
-            for onset_s, offset_s, label in clip.events:
-                if label not in known:
-                    raise ValueError(f"{clip.file}: {unknown('label', label, task.labels)}")
-                times_fit = math.isfinite(offset_s) and 0 <= onset_s <= offset_s
-                if not times_fit:
-                    wrong.append(f"{clip.file} {label} {onset_s} to {offset_s} s")
-                elif offset_s > clip.duration_s + _BEYOND_S:
-                    beyond.append(f"{clip.file} {label} {onset_s} to {offset_s} s")
+    strange, wrong, outside, longer = [], [], [], []
+    for clip in task.clips(task.splits):
+        for onset_s, offset_s, label in clip.events:
+            event = f"{clip.file} {label} {onset_s:g} to {offset_s:g} s"
+            if label not in known:
+                strange.append((clip.file, label))
+            elif not (math.isfinite(offset_s) and 0 <= onset_s <= offset_s):
+                wrong.append(event)
+            elif onset_s >= clip.duration_s:
+                outside.append(f"{event} (clip: {clip.duration_s:g} s)")
+            elif offset_s > clip.duration_s + _BEYOND_S:
+                longer.append(f"{event} (clip: {clip.duration_s:g} s)")
+    if strange:
+        told = unknown("label", strange[0][1], task.labels)
+        raise ValueError(
+            f"{task.name}: {len(strange)} events have a label outside the vocabulary: "
+            f"{first_few(f'{file} {label}' for file, label in strange)}; {told}"
+        )
     if wrong:
         raise ValueError(
             f"{task.name}: times are finite, not negative, and an onset is not after its offset: "
             f"{first_few(wrong)}"
         )
-    if beyond:
-        warn(f"{task.name}: {len(beyond)} events reach beyond their clip: {first_few(beyond)}")
+    if outside:
+        raise ValueError(
+            f"{task.name}: {len(outside)} events begin after their clip's end: {first_few(outside)}"
+        )
+    if longer:
+        warn(f"{task.name}: {len(longer)} events reach beyond their clip: {first_few(longer)}")
+
+
+def _check_leaks(task: Task) -> None:
+    """Refuse a recording in two splits, by its name or by its bytes.
+
+    What is not labelled strongly is trained on: it may be in train too, not in other splits. Of
+    splits that are folds none may share a recording: each of them is a test split once.
+    """
+    place: dict[Path, tuple[str, str]] = {}
+    names: dict[str, str] = {}
+    for split, clips in task.splits.items():
+        for clip in clips:
+            if clip.file in names:
+                _leak(task, f"the clip {clip.file} is in {names[clip.file]!r} and in {split!r}")
+            names[clip.file] = split
+            place[clip.path] = (split, clip.file)
+    trained = {split for rotation in task.rotations for split in rotation.train}
+    held_out = {split for rotation in task.rotations for split in (*rotation.valid, *rotation.test)}
+    for kind, clips in task.extra.items():
+        place |= {clip.path: (kind, clip.file) for clip in clips if clip.path not in place}
+    for paths in same_bytes(place):
+        found = {place[path][0] for path in paths}
+        only_trained = found <= (trained - held_out) | set(task.extra)
+        if len(found) > 1 and not only_trained:
+            told = first_few(f"{place[path][1]} in {place[path][0]!r}" for path in paths)
+            _leak(task, f"the same audio is in more than one split: {told}")
+
+
+def _leak(task: Task, what: str) -> None:
+    raise ValueError(f"{task.name}: {what}: what is trained on would be tested on")
+
+
+def same_bytes(paths: Iterable[Path]) -> list[list[Path]]:
+    """Groups of files with equal bytes.
+
+    Files of one size are told apart by three blocks of each; only what is left is read whole.
+    """
+    groups = [list(paths)]
+    for key in (lambda path: path.stat().st_size, _blocks_sha256, _sha256):
+        finer = []
+        for group in groups:
+            found: dict[object, list[Path]] = defaultdict(list)
+            for path in group:
+                found[key(path)].append(path)
+            finer += [same for same in found.values() if len(same) > 1]
+        groups = finer
+    return groups
+
+
+def _blocks_sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in (0, size // 2, max(0, size - _BLOCK_BYTES)):
+            file.seek(start)
+            found.update(file.read(_BLOCK_BYTES))
+    return found.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_classes(task: Task) -> None:
+    """One warning of all classes that some part of some rotation has no event of."""
+    present = {
+        split: {label for clip in clips for _, _, label in clip.events}
+        for split, clips in task.splits.items()
+    }
+    told = [
+        text
+        for part in ("train", "valid", "test")
+        if (text := _absent(task, part, present))  # train first: it is the worst
+    ]
+    if told:
+        warn(f"{task.name}: classes without an event {'; '.join(told)}")
+
+
+def _absent(task: Task, part: str, present: Mapping[str, set[str]]) -> str:
+    absent: dict[str, None] = {}
+    n_rotations = 0
     for rotation in task.rotations:
-        for part in ("train", "valid", "test"):
-            clips = task.clips(getattr(rotation, part))
-            present = {label for clip in clips for _, _, label in clip.events}
-            if absent := [label for label in task.labels if label not in present]:
-                warn(
-                    f"{task.name}: no event in {part} of {len(absent)} classes: {first_few(absent)}"
-                )
+        there = set().union(*(present[split] for split in getattr(rotation, part)))
+        missing = [label for label in task.labels if label not in there]
+        n_rotations += bool(missing)
+        absent |= dict.fromkeys(missing)
+    if not absent:
+        return ""
+    of = f" of {n_rotations} of {len(task.rotations)} rotations" if len(task.rotations) > 1 else ""
+    return f"in {part}{of}: {first_few(absent)}"

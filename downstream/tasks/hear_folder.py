@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,26 @@ def open_hear_folder(folder: Path, facts: Facts, *, strict: bool = False) -> Tas
 
     Raises `ValueError` for what is missing, contradictory or out of range, with the first few.
     """
-    folder = Path(folder)
+    with checks.strictly(strict):
+        task = read_hear_folder(folder, facts)
+        checks.check_task(task)
+    return task
+
+
+def read_hear_folder(folder: Path, facts: Facts) -> Task:
+    """The task as it is in its folder, not yet checked as a whole."""
     metadata = read_metadata(folder)
     labels = read_labels(folder)
-    splits = {split: read_split(folder, split) for split in metadata["splits"]}
-    task = Task(
+    return Task(
         facts=facts,
         name=metadata["task_name"],
         version=str(metadata["version"]),
         folder=folder,
         labels=labels,
-        splits=splits,
+        splits={split: read_split(folder, split) for split in metadata["splits"]},
         rotations=rotations(metadata),
         hear=metadata,
     )
-    checks.check_task(task, strict=strict)
-    return task
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -124,3 +129,37 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path.parent}: no {path.name} in it, so it is no HEAR task") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
+
+
+def is_hear_folder(folder: Path) -> bool:
+    """Whether a folder is laid out as HEAR's tasks are."""
+    return (folder / METADATA).is_file()
+
+
+def _open_any(folder: Path, facts: Facts, *, strict: bool = False) -> Task:
+    return open_hear_folder(folder, _facts_of(read_metadata(folder), facts), strict=strict)
+
+
+def _facts_of(metadata: Mapping[str, Any], facts: Facts) -> Facts:
+    """What a HEAR folder says of itself, for a task that nobody here knows."""
+    grid = metadata.get("evaluation_params", {}).get("event_postprocessing_grid", {})
+    return replace(
+        facts,
+        name=metadata["task_name"],
+        version=str(metadata["version"]),
+        metrics=tuple(metadata["evaluation"]),
+        median_s=min(grid.get("median_filter_ms", [1000 * facts.median_s])) / 1000,
+        min_duration_s=min(grid.get("min_duration", [125])) / 1000,
+    )
+
+
+HEAR_FOLDER = Facts(
+    name="hear_folder",
+    version="that of the folder",
+    licence="that of the folder",
+    citation="Turian et al., HEAR: Holistic Evaluation of Audio Representations, PMLR 176, 2022",
+    metrics=("event_onset_200ms_fms", "segment_1s_er"),
+    unit="clip",
+    open=_open_any,
+    recognises=is_hear_folder,
+)

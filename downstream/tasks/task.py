@@ -16,7 +16,7 @@ class Clip:
     """A recording and what sounds in it.
 
     `file` is its name in events, scores and results; `unit` is the independent thing that it is
-    part of (scene, piece, or itself), which intervals resample. `events_ms` are the events in HEAR's
+    part of (scene, piece, or itself), which intervals resample. `events_ms`: the events in HEAR's
     milliseconds where the task came with those: seconds cannot hold all of them exactly.
     """
 
@@ -35,12 +35,26 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class ExtraClip:
+    """A recording that is not labelled strongly: which classes sound in it, or None: not known."""
+
+    file: str
+    path: Path
+    duration_s: float
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class Rotation:
     """Which splits are trained on, selected on and tested on; folds have several rotations."""
 
     train: tuple[str, ...]
     valid: tuple[str, ...]
     test: tuple[str, ...]
+
+
+def _recognises_none(folder: Path) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,8 @@ class Facts:
     metrics: keys of `downstream.scoring.METRICS`; the first one is the main metric.
     unit: what intervals resample, in one word.
     median_s, min_duration_s: what protocol `paper` smooths scores with and drops (None: nothing).
-    open: a folder -> the task; `options` of a task are its keywords.
+    open: (folder, these facts, **options of the task) -> the task.
+    recognises: whether a folder, by the names in it, holds this task's data.
     """
 
     name: str
@@ -62,6 +77,7 @@ class Facts:
     open: Callable[..., Task]
     median_s: float = 0.25
     min_duration_s: float | None = 0.125
+    recognises: Callable[[Path], bool] = _recognises_none
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Task:
     """A task with its data: `splits` are clips by split name, `labels` the classes in order.
 
     `name` and `version` are those of the data; `hear` is HEAR's task metadata (what protocol `hear`
-    is set by), `extra` what is not labelled strongly, by name (`weak`, `unlabeled`).
+    is set by), `extra` what is not labelled strongly, by name (`weak`, `unlabeled`): for training.
     """
 
     facts: Facts
@@ -80,7 +96,7 @@ class Task:
     splits: Mapping[str, tuple[Clip, ...]]
     rotations: tuple[Rotation, ...]
     hear: Mapping[str, Any] = field(default_factory=dict)
-    extra: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    extra: Mapping[str, tuple[ExtraClip, ...]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
