@@ -12,6 +12,10 @@ from downstream.embeddings import FrameSource
 from downstream.tasks.task import Task, Triple
 
 
+def _nobody(line: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a user may set about a run; each protocol says which of it it reads.
@@ -19,6 +23,7 @@ class Settings:
     precision: of frames and head, "fp32" or "bf16". device: of the head's training.
     steps_scale: protocol `paper`: shrinks its steps, which marks the result `paper-scaled`.
     grid_points: protocol `hear`: how many points of its grid are tried. grid: which grid.
+    tell: is called with a line on where the training is.
     """
 
     precision: str = "fp32"
@@ -26,6 +31,7 @@ class Settings:
     steps_scale: float | None = None
     grid_points: int = 8
     grid: str = "default"
+    tell: Callable[[str], None] = _nobody
 
 
 @dataclass(frozen=True)
