@@ -53,6 +53,27 @@ def event_f1(
     return class_score(float(micro), f1, pair.labels)
 
 
+def event_counts(
+    reference: Events,
+    estimated: Events,
+    collar_s: float = 0.2,
+    offset_fraction: float | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Hits, reference and estimated events by file (files, classes, 3): what `event_f1` sums up.
+
+    Files are in the order of `reference`, those of `estimated` alone after them.
+    """
+    _check(collar_s, offset_fraction)
+    pair = event_pair(reference, estimated, labels)
+    pairs = candidates(pair.reference, pair.estimated, collar_s, offset_fraction)
+    matched = matched_references(pairs, len(pair.reference), len(pair.estimated))
+    size = (len(pair.files), len(pair.labels))
+    tables = (pair.reference.rows(matched), pair.reference, pair.estimated)
+    return np.stack([table.count_by_file(*size) for table in tables], axis=-1)
+
+
 def event_error_rate(
     reference: Events,
     estimated: Events,

@@ -42,6 +42,11 @@ class EventTable:
         """Events of each class (classes,)."""
         return np.bincount(self.label, minlength=n_labels)
 
+    def count_by_file(self, n_files: int, n_labels: int) -> np.ndarray:
+        """Events of each file and class (files, classes)."""
+        cells = self.file * n_labels + self.label
+        return np.bincount(cells, minlength=n_files * n_labels).reshape(n_files, n_labels)
+
 
 @dataclass(frozen=True)
 class EventPair:

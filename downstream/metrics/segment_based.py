@@ -91,7 +91,52 @@ def segment_accuracy(
     return class_score(float(micro), right / (n.n_segments + EPSILON), pair.labels)
 
 
+def segment_counts(
+    reference: Events,
+    estimated: Events,
+    resolution_s: float = 1.0,
+    *,
+    labels: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `segment_f1` and `segment_error_rate` sum up, by file, files as in `event_counts`.
+
+    Hits, reference and estimated activity (files, classes, 3); substitutions, deletions and
+    insertions over all classes (files, 3).
+    """
+    pair = event_pair(reference, estimated, labels)
+    size = (len(pair.files), len(pair.labels))
+    length, *cells = _cells(pair, resolution_s)
+    file = np.repeat(np.arange(len(pair.files)), length)
+    columns = max(size[1], 1)
+    by_class = [
+        np.bincount(file[c // columns] * columns + c % columns, minlength=size[0] * size[1])
+        for c in cells
+    ]
+    h, n, m = (np.bincount(c // columns, minlength=len(file)) for c in cells)
+    wrong = (np.minimum(n, m) - h, np.maximum(0, n - m), np.maximum(0, m - n))
+    totals = [np.bincount(file, each, minlength=size[0]).astype(np.int64) for each in wrong]
+    by_class = [each[: size[0] * size[1]].reshape(size) for each in by_class]
+    return np.stack(by_class, axis=-1), np.stack(totals, axis=-1)
+
+
 def _count(pair: EventPair, resolution_s: float) -> _Counts:
+    length, *cells = _cells(pair, resolution_s)
+    n_labels, n_segments = len(pair.labels), int(length.sum())
+    columns = max(n_labels, 1)
+    h, n, m = (np.bincount(each // columns, minlength=n_segments) for each in cells)
+    return _Counts(
+        *(np.bincount(each % columns, minlength=n_labels) for each in cells),
+        n_segments,
+        (np.minimum(n, m) - h).sum(),
+        np.maximum(0, n - m).sum(),
+        np.maximum(0, m - n).sum(),
+    )
+
+
+def _cells(
+    pair: EventPair, resolution_s: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Segments of each file (files,); active cells of both sides, of either side (`_active`)."""
     if not 0 < resolution_s < float("inf"):
         raise ValueError(f"resolution_s is a time above 0 seconds, got {resolution_s}")
     tables = (pair.reference, pair.estimated)
@@ -100,21 +145,11 @@ def _count(pair: EventPair, resolution_s: float) -> _Counts:
     for table, end in zip(tables, ends, strict=True):
         np.maximum.at(length, table.file, end)
     before = np.cumsum(length) - length  # files are laid end to end
-    n_labels, n_segments = len(pair.labels), int(length.sum())
     ref, est = (
-        _active(table, before, end, resolution_s, n_labels)
+        _active(table, before, end, resolution_s, len(pair.labels))
         for table, end in zip(tables, ends, strict=True)
     )
-    hits = np.intersect1d(ref, est, assume_unique=True)
-    columns = max(n_labels, 1)
-    h, n, m = (np.bincount(cells // columns, minlength=n_segments) for cells in (hits, ref, est))
-    return _Counts(
-        *(np.bincount(cells % columns, minlength=n_labels) for cells in (hits, ref, est)),
-        n_segments,
-        (np.minimum(n, m) - h).sum(),
-        np.maximum(0, n - m).sum(),
-        np.maximum(0, m - n).sum(),
-    )
+    return length, np.intersect1d(ref, est, assume_unique=True), ref, est
 
 
 def _active(
