@@ -1,0 +1,183 @@
+"""Heads on frozen frames: what they learn from, how several are trained side by side.
+
+All heads of a run see the same batches, so that frames are read once for a whole grid of learning
+rates, and linear heads share one product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from downstream.embeddings import GRID, Frames
+from downstream.targets import frame_targets
+from downstream.tasks.task import Clip
+from hear_pretrainedsed.training.schedule import warmup_cosine
+
+PIECE_FRAMES = GRID.window_frames
+_ROWS_AT_ONCE = 16_384  # frames scored at a time
+
+Crop = tuple[int, int]  # number of a clip, its first frame
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """Frames (frames, dim) of clips, which may lie on disk, and targets (frames, classes)."""
+
+    frames: Sequence[np.ndarray]
+    targets: Sequence[np.ndarray]
+
+    @classmethod
+    def of(cls, frames: Frames, clips: Sequence[Clip], labels: Sequence[str]) -> LabelledFrames:
+        """Those of some clips of a task."""
+        arrays = [frames.clip(clip.file) for clip in clips]
+        targets = [
+            frame_targets(clip, labels, len(x)) for clip, x in zip(clips, arrays, strict=True)
+        ]
+        return cls(arrays, targets)
+
+    @property
+    def dim(self) -> int:
+        """Width of a frame."""
+        return self.frames[0].shape[1]
+
+    @property
+    def n_pieces(self) -> int:
+        """How many crops an epoch has: as many as whole 10 s pieces, one a clip at least."""
+        return sum(_n_pieces(x) for x in self.frames)
+
+    def crops(self, generator: torch.Generator) -> list[Crop]:
+        """An epoch: of each clip as many crops as it has whole pieces, anywhere, shuffled."""
+        clips = [i for i, x in enumerate(self.frames) for _ in range(_n_pieces(x))]
+        places = torch.rand(len(clips), generator=generator).tolist()
+        crops = [
+            (i, int(place * (max(0, len(self.frames[i]) - PIECE_FRAMES) + 1)))
+            for i, place in zip(clips, places, strict=True)
+        ]
+        return [crops[i] for i in torch.randperm(len(crops), generator=generator).tolist()]
+
+    def gather(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
+        """Frames and targets of crops one after the other, (rows, dim) and (rows, classes)."""
+        ends = np.cumsum([min(PIECE_FRAMES, len(self.frames[i]) - first) for i, first in crops])
+        x = np.empty((ends[-1], self.dim), np.float32)
+        y = np.empty((ends[-1], self.targets[0].shape[1]), np.float32)
+        start = 0
+        for (i, first), end in zip(crops, ends.tolist(), strict=True):
+            x[start:end] = self.frames[i][first : first + PIECE_FRAMES]
+            y[start:end] = self.targets[i][first : first + PIECE_FRAMES]
+            start = end
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def _n_pieces(frames: np.ndarray) -> int:
+    return max(1, len(frames) // PIECE_FRAMES)
+
+
+class Heads(nn.Module):
+    """Several heads on the same frames; `groups` are the parameters of each."""
+
+    groups: list[list[nn.Parameter]]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (rows, dim) -> logits (rows, heads, classes)."""
+        raise NotImplementedError
+
+
+class LinearHeads(Heads):
+    """Linear heads, all at torch's usual random start, the same for each of them."""
+
+    def __init__(self, n_heads: int, dim: int, n_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(dim)
+        weight = torch.empty(dim, n_classes).uniform_(-bound, bound, generator=generator)
+        bias = torch.empty(n_classes).uniform_(-bound, bound, generator=generator)
+        self.weights = nn.ParameterList(weight.clone() for _ in range(n_heads))
+        self.biases = nn.ParameterList(bias.clone() for _ in range(n_heads))
+        self.groups = [list(pair) for pair in zip(self.weights, self.biases, strict=True)]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (rows, dim) -> logits (rows, heads, classes), in one product."""
+        weight, bias = torch.cat(list(self.weights), dim=1), torch.cat(list(self.biases))
+        return torch.addmm(bias, frames, weight).unflatten(1, (len(self.groups), -1))
+
+
+@dataclass(frozen=True)
+class Run:
+    """How heads are trained.
+
+    lrs: the maximum lr of each. n_steps, n_warmup_steps: of the cosine. batch_pieces: 10 s pieces
+    a step. weight_decay: AdamW's; None: Adam. bf16: products in that precision.
+    """
+
+    lrs: tuple[float, ...]
+    n_steps: int
+    n_warmup_steps: int
+    batch_pieces: int
+    weight_decay: float | None = None
+    bf16: bool = False
+
+
+def train(
+    heads: Heads,
+    data: LabelledFrames,
+    run: Run,
+    generator: torch.Generator,
+    tell: Callable[[str], None],
+) -> None:
+    """Train heads, in place, on binary cross-entropy; each as if it were alone."""
+    optimizer = _optimizer(heads, run)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, warmup_cosine(run.n_warmup_steps, run.n_steps)
+    )
+    device = heads.groups[0][0].device
+    batches = _batches(data, run.batch_pieces, generator)
+    for step in range(run.n_steps):
+        x, y = (part.to(device) for part in data.gather(next(batches)))
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
+            logits = heads(x)
+        losses = bce(logits.float(), y)
+        losses.sum().backward()
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 9 or step + 1 == run.n_steps:
+            tell(f"step {step + 1} of {run.n_steps}, loss {losses.min().item():.4f}")
+
+
+def _optimizer(heads: Heads, run: Run) -> torch.optim.Optimizer:
+    groups = [{"params": p, "lr": lr} for p, lr in zip(heads.groups, run.lrs, strict=True)]
+    if run.weight_decay is None:
+        return torch.optim.Adam(groups)
+    return torch.optim.AdamW(groups, weight_decay=run.weight_decay)
+
+
+def _batches(
+    data: LabelledFrames, size: int, generator: torch.Generator
+) -> Iterator[Sequence[Crop]]:
+    """Batches of crops, epoch after epoch; an epoch's last one may be smaller."""
+    while True:
+        crops = data.crops(generator)
+        yield from (crops[i : i + size] for i in range(0, len(crops), size))
+
+
+def bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy (heads,) of logits (rows, heads, classes)."""
+    wanted = targets[:, None].expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(0, 2))
+
+
+@torch.no_grad()
+def logits_of(heads: Heads, frames: np.ndarray) -> np.ndarray:
+    """Logits (heads, frames, classes) of one clip's frames (frames, dim), float32."""
+    device = heads.groups[0][0].device
+    parts = [
+        heads(torch.from_numpy(np.asarray(frames[i : i + _ROWS_AT_ONCE], np.float32)).to(device))
+        for i in range(0, len(frames), _ROWS_AT_ONCE)
+    ]
+    return torch.cat(parts).transpose(0, 1).float().cpu().numpy()

@@ -1,0 +1,1 @@
+"""What every training here shares: the batch, its augmentation, the schedule of the lr."""

@@ -1,0 +1,84 @@
+"""Mixing clips of a batch, as PretrainedSED does (Schmid et al., arXiv 2409.09546, section 3).
+
+Each augmentation is a core that takes what was drawn, and a function of (batch, generator) that
+draws it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hear_pretrainedsed.training.batch import Batch
+
+_WAVMIX_BETA = 2.0
+_MIXUP_BETA = 0.2
+
+
+def wavmix(batch: Batch, generator: torch.Generator, probability: float) -> Batch:
+    """Mix each clip's audio, with `probability`, with another one of the batch.
+
+    The share of the clip itself is max(l, 1 - l), l from Beta(2, 2). A clip that is not mixed stays
+    as it is. The original draws the partner from the whole training set.
+    """
+    mixed = torch.rand(len(batch), generator=generator) < probability
+    partner = torch.randint(len(batch), (len(batch),), generator=generator)
+    shares = _larger_shares(len(batch), _WAVMIX_BETA, generator)
+    return mix_audio(batch, partner, torch.where(mixed, shares, 1.0), mixed)
+
+
+def mixup(batch: Batch, generator: torch.Generator, probability: float) -> Batch:
+    """Mix, with `probability`, the specs of a whole batch with those of its clips in another order.
+
+    The share of the clip itself is max(c, 1 - c), c from Beta(0.2, 0.2), drawn for each clip.
+    """
+    if torch.rand((), generator=generator) >= probability:
+        return batch
+    partner = torch.randperm(len(batch), generator=generator)
+    return mix_spec(batch, partner, _larger_shares(len(batch), _MIXUP_BETA, generator))
+
+
+def mix_audio(batch: Batch, partner: Tensor, shares: Tensor, mixed: Tensor | None = None) -> Batch:
+    """Wavmix with what was drawn: share * clip + (1 - share) * partner.
+
+    Both waveforms are centred before and the sum after mixing. `partner` (batch,) are indices,
+    `shares` (batch,) those of the clip itself, `mixed` (batch,) which clips are mixed at all
+    (default: all).
+    """
+    audio = batch.audio - batch.audio.mean(dim=1, keepdim=True)
+    audio = _mix(audio, partner, shares)
+    audio = audio - audio.mean(dim=1, keepdim=True)
+    if mixed is not None:
+        audio = torch.where(mixed.to(audio.device)[:, None], audio, batch.audio)
+    return replace(
+        batch,
+        audio=audio,
+        targets=_mix(batch.targets, partner, shares),
+        pseudo=None if batch.pseudo is None else _mix(batch.pseudo, partner, shares),
+    )
+
+
+def mix_spec(batch: Batch, partner: Tensor, shares: Tensor) -> Batch:
+    """Mixup with what was drawn: of specs, targets and pseudo targets, the latter in 0..1."""
+    assert batch.spec is not None, "mixup is of specs: the front end comes first"
+    return replace(
+        batch,
+        spec=_mix(batch.spec, partner, shares),
+        targets=_mix(batch.targets, partner, shares).clamp(0, 1),
+        pseudo=None if batch.pseudo is None else _mix(batch.pseudo, partner, shares).clamp(0, 1),
+    )
+
+
+def _mix(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
+    share = shares.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return share * x + (1 - share) * x[partner.to(x.device)]
+
+
+def _larger_shares(n: int, beta: float, generator: torch.Generator) -> Tensor:
+    """`n` times max(b, 1 - b), b from Beta(beta, beta): of two gammas, the larger's part."""
+    concentration = torch.full((2, n), beta, dtype=torch.float64)
+    gammas = torch._standard_gamma(concentration, generator=generator)
+    gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
+    return (gammas.max(dim=0).values / gammas.sum(dim=0)).float()
