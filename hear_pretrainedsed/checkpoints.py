@@ -31,6 +31,8 @@ TOP_NAMES = (
     (r"^(?:net\.|model\.)?weak_head\.", "head.weak."),
     (r"^(?:net\.|model\.)?seq_model\.", "sequence_model."),
     (r"^(?:module\.)?attention\.", "head."),
+    (r"^(?:sed_teacher\.)?dense\.", "head.strong."),
+    (r"^(?:sed_teacher\.)?dense_softmax\.", "head.weak."),
 )
 #: counters of batches seen: no weights; files may lack them or have more of them
 COUNTERS = re.compile(r"(.*\.)?(num_batches_tracked|n_averaged)")
@@ -255,8 +257,8 @@ def _translate(
         if name in found:
             continue
         new = name if layout == "own" else _sequence_name(model, top.get(name, name))
-        elsewhere = layout == "upstream" and under.get(name, "").split(".")[0] not in parts
-        if elsewhere or _unused(model, name, new, state[name]):
+        outside = name not in top and under.get(name, "").split(".")[0] not in parts
+        if (outside and layout == "upstream") or _unused(model, name, new, state[name]):
             left_out.append(name)
         else:
             names[name] = new

@@ -51,8 +51,13 @@ class FrameGrid:
 
     @property
     def span_samples(self) -> int:
-        """What spec and tokens of one window span: the window, or `token_span_samples`."""
+        """What the tokens of one window span: the window, or `token_span_samples`."""
         return self.token_span_samples or self.window_samples
+
+    @property
+    def spec_samples(self) -> int:
+        """What the spec of one window spans: the window, or more where tokens reach beyond it."""
+        return max(self.window_samples, self.span_samples)
 
     def n_frames(self, n_samples: int) -> int:
         """Frames of a clip: those whose centre lies before its end, and at least one."""

@@ -1,4 +1,4 @@
-"""audio -> spec: the five log-mel front ends of the published models, batched and on any device.
+"""audio -> spec: the log-mel front ends of the published models, batched and on any device.
 
 Every front end takes audio (batch, samples) at 16 kHz and gives spec (batch, 1, mels, spec_frames).
 Windows and filter banks are built once and kept as buffers that are not saved; the
@@ -108,10 +108,24 @@ class FrontEnd(nn.Module):
         """Audio (batch, samples up to the span) -> spec of the whole span; silence fills it up."""
         return self(nn.functional.pad(audio, (0, span_samples - audio.shape[1])))
 
-    def mel_power(self, frames: Tensor) -> Tensor:
-        """Windowed frames (batch, spec_frames, window) -> mel power (batch, spec_frames, mels)."""
+    def parts(self, spec: Tensor) -> list[tuple[Tensor, int, int]]:
+        """The mels of each rate in a spec.
+
+        Returns:
+            (part (batch, 1, its mels, its spec_frames), centre of its first spec frame in samples,
+            samples from one to the next) of each; together they have all of the spec's mels.
+        """
+        return [(spec, self.first_centre_samples, HOP_SAMPLES)]
+
+    def mel_power(self, frames: Tensor, *, magnitude: bool = False) -> Tensor:
+        """Windowed frames (batch, spec_frames, window) -> mel power (batch, spec_frames, mels).
+
+        `magnitude`: the filters sum magnitudes instead.
+        """
         re, im = torch.view_as_real(torch.fft.rfft(frames, n=self.n_fft)).unbind(-1)
         power = re.square() + im.square()
+        if magnitude:
+            power = power.clamp(min=1e-30).sqrt()  # a root has no slope at zero
         # Filters are narrow: each quarter of them needs its own stretch of bins only.
         parts = [power[..., bins] @ self.filters[bands, bins].T for bands, bins in self.blocks]
         return torch.cat(parts, dim=-1)
@@ -155,7 +169,7 @@ class KaldiMel(FrontEnd):
 
 
 class StftMel(FrontEnd):
-    """Centred, reflect-padded STFT power, mel filters, then `compress` (ATST, M2D and below)."""
+    """Centred, reflect-padded STFT, mel filters, then `compress` (ATST, M2D and below)."""
 
     def __init__(
         self,
@@ -164,22 +178,30 @@ class StftMel(FrontEnd):
         *,
         n_fft: int,
         compress: Callable[[Tensor], Tensor],
+        hop_samples: int = HOP_SAMPLES,
+        magnitude: bool = False,
         pre_emphasis: bool = False,
     ) -> None:
         # A window shorter than the FFT sits in the middle of it.
         margin = (n_fft - len(window)) // 2
         super().__init__(nn.functional.pad(window, (margin, margin)), filters, n_fft)
         self.compress = compress
+        self.hop_samples = hop_samples
+        self.magnitude = magnitude
         self.pre_emphasis = pre_emphasis
 
     def compute(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> (batch, spec_frames, mels)."""
+        return self.compress(self.linear(audio))
+
+    def linear(self, audio: Tensor) -> Tensor:
+        """Audio (batch, samples) -> mel power or magnitude (batch, spec_frames, mels)."""
         if self.pre_emphasis:
             audio = audio[:, 1:] - 0.97 * audio[:, :-1]
         margin = self.n_fft // 2
         padded = nn.functional.pad(audio[:, None], (margin, margin), mode="reflect")[:, 0]
-        frames = padded.unfold(1, self.n_fft, HOP_SAMPLES) * self.window
-        return self.compress(self.mel_power(frames))
+        frames = padded.unfold(1, self.n_fft, self.hop_samples) * self.window
+        return self.mel_power(frames, magnitude=self.magnitude)
 
 
 def preemphasis_mel(*, periodic: bool) -> StftMel:

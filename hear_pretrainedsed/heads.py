@@ -63,8 +63,14 @@ class AttentionHead(nn.Module):
 
     def clip(self, frames: Tensor) -> Tensor:
         """Frames (batch, frames, dim) -> clip scores (batch, classes)."""
-        attention = self.weak(frames).softmax(dim=-1).clamp(1e-7, 1)
+        attention = self.weak(frames).softmax(dim=-1).clamp(1e-7, 1.0)
         return (self.forward(frames) * attention).sum(dim=1) / attention.sum(dim=1)
+
+
+class TokenAttentionHead(AttentionHead):
+    """The same, the clip pooled over the backbone's tokens, as it was trained (ATST-SED)."""
+
+    pools: ClassVar[str] = "tokens"
 
 
 class MultiHeadPooling(nn.Module):

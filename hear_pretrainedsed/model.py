@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from hear_pretrainedsed.audio import check_audio, resample
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.frontends import SAMPLE_RATE
-from hear_pretrainedsed.heads import AttentionHead, LinearHead, MultiHeadPooling, NoHeadError
+from hear_pretrainedsed.heads import (
+    AttentionHead,
+    LinearHead,
+    MultiHeadPooling,
+    NoHeadError,
+    TokenAttentionHead,
+)
 from hear_pretrainedsed.options import PRECISIONS, Layers, Options
 from hear_pretrainedsed.registry import (
     BACKBONES,
@@ -62,7 +68,7 @@ class SEDModel(nn.Module):
             token_span_samples=getattr(backbone, "token_span_samples", None),
             first_token_samples=getattr(backbone, "first_token_samples", None),
         )
-        self.clip_samples = round(clip_s * SAMPLE_RATE) if clip_s else self.grid.span_samples
+        self.clip_samples = round(clip_s * SAMPLE_RATE) if clip_s else self.grid.spec_samples
         self.sequence_model = sequence_model or nn.Identity()
         self.head = head
         self.labels = labels
@@ -111,7 +117,8 @@ class SEDModel(nn.Module):
 
     def mel_frames(self, windows: Tensor) -> Tensor:
         """Windows (n, 160000) -> spec averaged over each frame (n, 250, mels)."""
-        return self.grid.pool_spec(self.frontend(windows), self.frontend.first_centre_samples)
+        parts = self.frontend.parts(self.frontend(windows))
+        return torch.cat([self.grid.pool_spec(*part) for part in parts], dim=2)
 
     # ---- audio of any length ----
 
@@ -290,13 +297,13 @@ class SEDModel(nn.Module):
         """The journey of audio (batch, samples) through its first window, one `Step` a stage."""
         steps: list[Step] = []
         audio = self._prepare(audio)
+        spans = {"spec": self.grid.spec_samples, "tokens": self.grid.span_samples}
 
         def step(name: str, function: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
             start = time.perf_counter()
             y = function(x)
             ms = 1000 * (time.perf_counter() - start)
-            native = name in ("spec", "tokens")
-            samples = self.grid.span_samples if native else self.grid.window_samples
+            samples = spans.get(name, self.grid.window_samples)
             hop_ms = 1000 * samples / SAMPLE_RATE / y.shape[axis]
             steps.append(Step(name, tuple(y.shape), hop_ms, ms))
             return y
@@ -314,7 +321,12 @@ class SEDModel(nn.Module):
         return steps
 
 
-HEADS = {"linear": LinearHead, "attention": AttentionHead, "multihead": MultiHeadPooling}
+HEADS = {
+    "linear": LinearHead,
+    "attention": AttentionHead,
+    "token_attention": TokenAttentionHead,
+    "multihead": MultiHeadPooling,
+}
 
 
 def build_model(
@@ -331,7 +343,7 @@ def build_model(
 
     `sequence_model` is (name, dim); `head` is a key of `HEADS` and needs `labels`, or `n_classes`
     where their names are not known; `clip_s` is the longest clip such a head sees at once if it
-    pools tokens (None: what the backbone's tokens span).
+    pools tokens (None: what the spec of a window spans).
     """
     if backbone not in BACKBONES:
         raise ValueError(unknown("backbone", backbone, BACKBONES))

@@ -16,6 +16,7 @@ from torch import nn
 
 from hear_pretrainedsed.backbones.asit import ASiT
 from hear_pretrainedsed.backbones.atst_f import AtstFrame
+from hear_pretrainedsed.backbones.atst_sed import AtstSed
 from hear_pretrainedsed.backbones.base import Backbone
 from hear_pretrainedsed.backbones.beats import Beats
 from hear_pretrainedsed.backbones.fpasst import FPaSST
@@ -32,6 +33,7 @@ from hear_pretrainedsed.sequence_models.tf import Tf
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "asit": ASiT,
     "atst_f": AtstFrame,
+    "atst_sed": AtstSed,
     "beats": Beats,
     "fmn04": partial(Fmn, 0.4),
     "fmn06": partial(Fmn, 0.6),
@@ -118,6 +120,8 @@ STRONG = "audioset_strong_train"
 DEIT = "an ImageNet DeiT initialisation: there is no audio SSL stage of this backbone"
 EFFICIENTSED_LICENCE = "none known here (see the EfficientSED repository)"
 PSLA_LICENCE = "none known here (see the PSLA repository)"
+ATST_SED_LICENCE = "none known here (see the ATST-SED repository)"
+ATST_SED_NOTE = "{}; no address is known: put it into the cache folder by hand"
 PSLA_NOTE = "mAP {:.3f} in its paper; no address is known: put it into the cache folder by hand"
 ONE_ADDRESS = "the sources give one address for M2D's SSL and Weak files: compare their sha256"
 
@@ -207,8 +211,33 @@ _PSLA = (
     *_psla("fsd50k", 0.558, 0.562, n_classes=200, clip_s=30.0),
 )
 
+
+def _atst_sed(name: str, file: str, what: str) -> Checkpoint:
+    """One of ATST-SED's two stages of training on DESED."""
+    return Checkpoint(
+        name,
+        file,
+        ATST_SED_LICENCE,
+        release=None,
+        labels="desed",
+        head="token_attention",
+        paper="atst_sed",
+        note=ATST_SED_NOTE.format(what),
+    )
+
+
+_DESED_SCORES = "stage 2, teacher; PSDS1 0.583 and PSDS2 0.810 on DESED's validation in its paper"
+_ATST_SED = (
+    _atst_sed("atst_sed.strong-desed", "atst_sed_stage2.ckpt", _DESED_SCORES),
+    _atst_sed(
+        "atst_sed.strong-desed-stage1",
+        "atst_sed_stage1.ckpt",
+        "stage 1, teacher: the transformer is still ATST-Frame's own",
+    ),
+)
+
 CHECKPOINTS: dict[str, Checkpoint] = {
-    checkpoint.name: checkpoint for checkpoint in (*_PUBLISHED, *_EFFICIENTSED, *_PSLA)
+    checkpoint.name: checkpoint for checkpoint in (*_PUBLISHED, *_EFFICIENTSED, *_PSLA, *_ATST_SED)
 }
 
 

@@ -78,11 +78,12 @@ def published_names(model: SEDModel, prefix: str, root: str = "") -> dict[str, s
 
     `root` stands before the names of heads and sequence model.
     """
+    strong, weak = model.backbone.head_names
     top = {
         "backbone.": prefix,
         "sequence_model.": f"{root}seq_model.",
-        "head.strong.": f"{root}strong_head.",
-        "head.weak.": f"{root}weak_head.",
+        "head.strong.": root + strong,
+        "head.weak.": root + weak,
         "head.": f"{root}attention.",
     }
     names = {}

@@ -28,6 +28,7 @@ from hear_pretrainedsed.fetch import is_web_page
 ZIP, PICKLE, SAFETENSORS = "zip", "pickle", "safetensors"
 FACTS_KEY = "hear_pretrainedsed"  # of the facts that this project's own files carry
 MAX_DEPTH = 4  # of dictionaries around the tensors
+NETWORKS = ("state_dict", "model", "sed_teacher")  # what those that hold the tensors are called
 
 
 class CheckpointError(ValueError):
@@ -188,13 +189,13 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _contents(content: object, path: Path) -> Contents:
-    """The tensors inside what a file holds: itself, or under "state_dict" or "model"."""
+    """The tensors inside what a file holds: itself, or under one of `NETWORKS`."""
     saved = _saved(content, path) if isinstance(content, Mapping) else None
     others: list[str] = []
     for _ in range(MAX_DEPTH):
         if not isinstance(content, Mapping):
             break
-        inner = next((k for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), 0)
+        inner = next((k for k in NETWORKS if isinstance(content.get(k), Mapping)), 0)
         if inner:
             others += [str(k) for k in content if k not in (inner, FACTS_KEY)]
             content = content[inner]

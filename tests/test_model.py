@@ -139,7 +139,7 @@ def test_a_gradient_reaches_every_parameter(backbone: str) -> None:
     model = fill(build_model(backbone)).requires_grad_(True)
     model(signal()[None]).square().mean().backward()
     for name, parameter in model.backbone.named_parameters():
-        if name in UNUSED:
+        if name.split(".")[-1] in UNUSED:
             assert parameter.grad is None
             continue
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

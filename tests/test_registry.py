@@ -91,11 +91,12 @@ def test_facts_of_every_checkpoint(name: str) -> None:
     assert facts.sha256 is None or re.fullmatch("[0-9a-f]{64}", facts.sha256)
     assert facts.url is None or re.fullmatch(r"https://\S+/[\w.+-]+\.pth?", facts.url)
     assert facts.url or "by hand" in facts.note
-    assert re.fullmatch(r"[\w.+-]+\.pth?", facts.file)
+    assert re.fullmatch(r"[\w.+-]+\.(pth?|ckpt)", facts.file)
     assert facts.licence and "\n" not in facts.licence + facts.note
     assert facts.psds1 is None or (0 < facts.psds1 < 100 and facts.stage == "strong")
     if facts.stage == "strong":
-        assert facts.labels and facts.psds1
+        assert facts.labels
+        assert (facts.psds1 is not None) == (facts.labels == "audioset_strong_train")
     if facts.labels:
         labels = read_labels(facts.labels)
         assert len(set(labels)) == len(labels) > 0 and all(x == x.strip() != "" for x in labels)

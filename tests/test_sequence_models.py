@@ -112,7 +112,7 @@ def test_construction_is_silent(name: str, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("inputs", sorted({384, 576, 768, 960, 1408, 1920, 2880, 3840}))
+@pytest.mark.parametrize("inputs", sorted({256, 384, 576, 768, 960, 1408, 1920, 2880, 3840}))
 def test_every_backbone_can_carry_every_model(name: str, inputs: int) -> None:
     with torch.device("meta"):
         model = SEQUENCE_MODELS[name](inputs, 256)
@@ -124,7 +124,7 @@ def test_every_backbone_can_carry_every_model(name: str, inputs: int) -> None:
 def test_the_widths_above_are_those_of_the_backbones() -> None:
     with torch.device("meta"):
         assert {make().embed_dim for make in BACKBONES.values()} <= {
-            384, 576, 768, 960, 1408, 1920, 2880, 3840,
+            256, 384, 576, 768, 960, 1408, 1920, 2880, 3840,
         }  # fmt: skip
 
 

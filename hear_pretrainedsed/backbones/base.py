@@ -25,6 +25,8 @@ class Backbone(nn.Module):
     prefixes: ClassVar[tuple[str, ...]]
     #: what stands before `strong_head.`, `weak_head.` and `seq_model.` in the release's files
     release_root: ClassVar[str] = ""
+    #: what the release's files call the two parts of a head, for frames and for the clip
+    head_names: ClassVar[tuple[str, str]] = ("strong_head.", "weak_head.")
     #: prefix of the parameters in the reference data; the rule-made weights depend on it
     reference_prefix: ClassVar[str]
     #: (pattern, replacement) pairs for `re.sub`: names in a file, below the prefix -> names here
