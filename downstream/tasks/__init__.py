@@ -5,16 +5,20 @@ A task is opened by its name, or by a folder in a layout that is known; both giv
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
-from downstream.tasks.desed import DESED
+from downstream.tasks.dcase2016_task2 import DCASE2016_TASK2
+from downstream.tasks.desed import DESED, DESED_PUBLIC
 from downstream.tasks.hear_folder import HEAR_FOLDER
+from downstream.tasks.maestro_5hr import MAESTRO_5HR
 from downstream.tasks.task import Clip, ExtraClip, Facts, Rotation, Task
 from hear_pretrainedsed.registry import unknown
 
 __all__ = ["TASKS", "Clip", "ExtraClip", "Facts", "Rotation", "Task", "open_task"]
 
-_ALL = (DESED, HEAR_FOLDER)  # a folder is the first one's that recognises it
+# A folder is the first one's that recognises it.
+_ALL = (DCASE2016_TASK2, MAESTRO_5HR, DESED_PUBLIC, DESED, HEAR_FOLDER)
 
 TASKS: dict[str, Facts] = {facts.name: facts for facts in _ALL}
 
@@ -39,4 +43,8 @@ def open_task(name_or_folder: str | Path, folder: Path | None = None, **options:
             raise ValueError(f"{path}: a folder in no layout that is known; name its task")
     if not path.is_dir():
         raise ValueError(f"{name}: {path} is no folder")
+    allowed = [name for name in signature(facts.open).parameters if name not in ("folder", "facts")]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(unknown(f"option of {facts.name}", option, allowed))
     return facts.open(path, facts, **options)

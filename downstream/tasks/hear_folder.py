@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from downstream.tasks import checks
-from downstream.tasks.task import Clip, Facts, Rotation, Task
+from downstream.tasks.sources import duration_s
+from downstream.tasks.task import Clip, Facts, Rotation, Task, Triple
 
 SAMPLE_RATE = 16_000
 METADATA = "task_metadata.json"
@@ -50,6 +49,19 @@ def read_hear_folder(folder: Path, facts: Facts) -> Task:
         rotations=rotations(metadata),
         hear=metadata,
     )
+
+
+def read_named_folder(folder: Path, facts: Facts, names: Sequence[str]) -> Task:
+    """`read_hear_folder` of a task that has one of these names in its metadata."""
+    name = read_metadata(folder)["task_name"]
+    if name not in names:
+        raise ValueError(f"{folder} holds the task {name!r}, not {facts.name}; open it by its path")
+    return read_hear_folder(folder, facts)
+
+
+def task_name(folder: Path) -> str | None:
+    """The name of the task in a folder, None if the folder is not in HEAR's layout."""
+    return read_metadata(folder)["task_name"] if is_hear_folder(folder) else None
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -94,15 +106,16 @@ def read_split(folder: Path, split: str) -> tuple[Clip, ...]:
 
 
 def _clip(path: Path, file: str, rows: list[Mapping[str, Any]]) -> Clip:
-    info = soundfile.info(str(path))
-    if info.samplerate != SAMPLE_RATE:
-        raise ValueError(f"{path}: {info.samplerate} Hz; a HEAR task's folder 16000 holds 16000 Hz")
-    try:
-        in_ms = tuple((float(r["start"]), float(r["end"]), str(r["label"])) for r in rows)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{file}: events have label, start and end (ms), got {rows}") from None
+    in_ms = tuple(_triple(file, row) for row in rows)
     events = tuple((a / 1000.0, b / 1000.0, label) for a, b, label in in_ms)
-    return Clip(file, path, events, info.frames / SAMPLE_RATE, file, in_ms)
+    return Clip(file, path, events, duration_s(path, SAMPLE_RATE), file, in_ms)
+
+
+def _triple(file: str, row: Mapping[str, Any]) -> Triple:
+    try:
+        return float(row["start"]), float(row["end"]), str(row["label"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: an event has label, start and end (ms), got {row}") from None
 
 
 def rotations(metadata: Mapping[str, Any]) -> tuple[Rotation, ...]:
@@ -113,6 +126,11 @@ def rotations(metadata: Mapping[str, Any]) -> tuple[Rotation, ...]:
     if mode not in _KFOLD:
         allowed = ", ".join(("trainvaltest", *_KFOLD))
         raise ValueError(f"split_mode is {mode!r}; allowed: {allowed}")
+    return fold_rotations(splits)
+
+
+def fold_rotations(splits: Iterable[str]) -> tuple[Rotation, ...]:
+    """A rotation for each fold as test: the next one valid, the others (sorted) train."""
     folds = sorted(splits)
     if len(folds) < 3:
         raise ValueError(f"{len(folds)} folds: test, valid and train need at least 3")

@@ -6,8 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from downstream.tasks.sources import Sources
+
+Progress = Callable[[int, int], None]  # clips done, clips in all
 Triple = tuple[float, float, str]  # onset_s, offset_s, label
 
 
@@ -66,6 +70,7 @@ class Facts:
     median_s, min_duration_s: what protocol `paper` smooths scores with and drops (None: nothing).
     open: (folder, these facts, **options of the task) -> the task.
     recognises: whether a folder, by the names in it, holds this task's data.
+    build: (raw data, folder, progress) -> the folder in HEAR's layout; None: nothing to be built.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Facts:
     median_s: float = 0.25
     min_duration_s: float | None = 0.125
     recognises: Callable[[Path], bool] = _recognises_none
+    build: Callable[[Sources, Path, Progress], None] | None = None
 
 
 @dataclass(frozen=True)
