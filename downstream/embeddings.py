@@ -140,7 +140,8 @@ class FrameSource:
         with (part / _ROWS).open("ab") as rows, (part / _INDEX).open("a") as index:
             for group, frames in _frames_of(model, self.clips[n_done:]):
                 for clip, one in zip(group, frames, strict=True):
-                    array = one.cpu().numpy().astype(spec.stored)
+                    with np.errstate(over="ignore"):  # refused in the next line
+                        array = one.cpu().numpy().astype(spec.stored)
                     if not np.isfinite(array).all():
                         raise ValueError(f"{clip.path}: frames that are no finite {spec.stored}")
                     rows.write(array.tobytes())

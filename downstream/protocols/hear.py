@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,7 +199,8 @@ class Kit:
     @property
     def metric(self) -> str:
         """What the best validation is judged by: the task's first score in HEAR's metadata."""
-        return self.task.hear.get("evaluation", self.task.metrics)[0]
+        of_events = [name for name in self.task.metrics if METRICS[name].needs == "events"]
+        return self.task.hear.get("evaluation", of_events)[0]
 
     @property
     def sign(self) -> int:
