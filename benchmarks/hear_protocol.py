@@ -31,6 +31,7 @@ from downstream.embeddings import GRID, Frames, FrameSpec
 from downstream.protocols import hear
 from downstream.protocols.base import Settings
 from downstream.scoring import score_task
+from downstream.targets import frame_targets
 from downstream.tasks import open_task
 from downstream.tasks.task import Task
 
@@ -49,7 +50,7 @@ class RandomFrames(Frames):
         for clip in task.clips(task.splits):
             n = GRID.n_frames(round(clip.duration_s * GRID.sample_rate))
             noise = rng.normal(0, 2, (n, dim)).astype(np.float32)
-            self._frames[clip.file] = noise + hear.targets(clip, task.labels, n) @ codes
+            self._frames[clip.file] = noise + frame_targets(clip, task.labels, n) @ codes
 
     def clip(self, file: str) -> np.ndarray:
         """Frames (frames, dim) of one clip."""

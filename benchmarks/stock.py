@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from downstream.embeddings import GRID, Frames
-from downstream.protocols.hear import file_order, targets
+from downstream.protocols.hear import file_order
+from downstream.targets import frame_targets
 from downstream.tasks.task import Task
 
 # The stock kit as such, but for the seed of everything after its draw from the grid.
@@ -52,7 +53,7 @@ def write_stock_folder(
         rows = frames.join(files).numpy()
         rows.tofile(folder / f"{split}.embeddings.npy")
         (folder / f"{split}.embedding-dimensions.json").write_text(json.dumps(rows.shape))
-        y = np.concatenate([targets(c, task.labels, frames.n_frames(c.file)) for c in clips])
+        y = np.concatenate([frame_targets(c, task.labels, frames.n_frames(c.file)) for c in clips])
         labels = [[task.labels[i] for i in np.flatnonzero(row)] for row in y]
         (folder / f"{split}.target-labels.pkl").write_bytes(pickle.dumps(labels))
         stamps = [

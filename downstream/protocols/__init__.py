@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from downstream.protocols import hear, paper
 from downstream.protocols.base import Found, Protocol, Settings
 
 __all__ = ["PROTOCOLS", "Found", "Protocol", "Settings"]
 
-PROTOCOLS: dict[str, Protocol] = {}
+PROTOCOLS: dict[str, Protocol] = {one.name: one for one in (hear.PROTOCOL, paper.PROTOCOL)}

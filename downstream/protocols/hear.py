@@ -23,7 +23,9 @@ from torch import Tensor
 from downstream import mlp
 from downstream.embeddings import GRID, Frames, FrameSource, FrameSpec
 from downstream.protocols.base import Found, Protocol, Settings
+from downstream.protocols.knn import K, clip_scores
 from downstream.scoring import METRICS
+from downstream.targets import frame_targets
 from downstream.tasks.task import Clip, Rotation, Task, Triple
 from hear_pretrainedsed.events import median_of_active
 from hear_pretrainedsed.registry import unknown
@@ -53,7 +55,6 @@ TASK_GRIDS = {"dcase2016_task2": {"check_val_every_n_epoch": [10]}}  # by HEAR's
 POSTPROCESSING = {"median_filter_ms": [250], "min_duration": [125, 250]}
 THRESHOLD = 0.5
 GRID_SEED = 42  # of heareval's draw from the grid
-_OFFSET_MS = 1e-4  # an event's end counts as inside
 
 Conf = dict[str, Any]
 Postprocessing = tuple[tuple[str, Any], ...]
@@ -90,17 +91,6 @@ def file_order(task: Task) -> dict[str, list[Clip]]:
         draw.shuffle(clips)
         order[split] = clips
     return order
-
-
-def targets(clip: Clip, labels: Sequence[str], n_frames: int) -> np.ndarray:
-    """Labels of a clip's frames (frames, classes): 1 where start <= t < end + 0.0001 ms."""
-    t = GRID.timestamps_ms(n_frames).double().numpy()
-    out = np.zeros((n_frames, len(labels)), np.float32)
-    column = {label: i for i, label in enumerate(labels)}
-    for start, end, label in clip.in_ms():
-        first, last = np.searchsorted(t, (start, end + _OFFSET_MS), side="left")
-        out[first:last, column[label]] = 1
-    return out
 
 
 def to_events(
@@ -212,11 +202,11 @@ class Kit:
         clips = [clip for split in splits for clip in self.order[split]]
         files = [clip.file for clip in clips]
         lengths = [self.frames.n_frames(file) for file in files]
-        y = [targets(c, self.task.labels, n) for c, n in zip(clips, lengths, strict=True)]
+        y = [frame_targets(c, self.task.labels, n) for c, n in zip(clips, lengths, strict=True)]
         dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
         device = self.settings.device
         x = self.frames.join(files).to(device, dtype)
-        return Part(clips, x, torch.from_numpy(np.concatenate(y)).to(device), lengths)
+        return Part(clips, x, torch.from_numpy(np.concatenate(y)).to(device).float(), lengths)
 
     def scores(self, head: mlp.Head, part: Part) -> tuple[float, dict[str, np.ndarray]]:
         """Loss over all frames, and scores by clip."""
@@ -230,14 +220,23 @@ class Kit:
         return {file: to_events(x, labels, **dict(how)) for file, x in scores.items()}
 
     def validate(self, head: mlp.Head, part: Part) -> tuple[float, Postprocessing]:
-        """The validation score, and the post-processing that it is reached with.
-
-        NaN (no event found) counts as 0 among post-processings, and of equal ones the larger wins.
-        """
+        """The validation score, and the post-processing that it is reached with."""
         loss, scores = self.scores(head, part)
-        if not self.by_score:
-            return loss, self.postprocessings[0]
-        reference = {clip.file: list(clip.events) for clip in part.clips}
+        return self.selected(scores, part.clips) if self.by_score else (loss, self.fixed)
+
+    @property
+    def fixed(self) -> Postprocessing:
+        """The one post-processing of a task that selects by loss."""
+        return self.postprocessings[0]
+
+    def selected(
+        self, scores: Mapping[str, np.ndarray], clips: Sequence[Clip]
+    ) -> tuple[float, Postprocessing]:
+        """The best score of clips over all post-processings, and which one that is.
+
+        NaN (no event found) counts as 0 among them, and of equal ones the larger wins.
+        """
+        reference = {clip.file: clip.events for clip in clips}
         metric = METRICS[self.metric]
         found = []
         for how in self.postprocessings:
@@ -310,9 +309,29 @@ def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Fou
         events |= kit.events(found, trial.postprocessing)
         record = {**trial.conf, "epoch": trial.best_epoch, "valid_score": trial.best}
         chosen.append(record | {"postprocessing": dict(trial.postprocessing)})
-    folds = tuple(tuple(c.file for c in task.clips(r.test)) for r in task.rotations)
     config = {"grid": settings.grid, "grid_points": settings.grid_points}
-    return Found(scores, events, folds, tuple(chosen), config)
+    return Found(scores, events, _folds(task), tuple(chosen), config)
 
 
-PROTOCOL = Protocol("hear", {"probe": probe})
+def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
+    """Votes of the nearest train frames as scores; post-processing chosen on valid."""
+    kit = Kit.of(task, source.frames(FrameSpec(precision=settings.precision)), settings)
+    scores: dict[str, np.ndarray] = {}
+    events: dict[str, list[Triple]] = {}
+    chosen: list[dict[str, Any]] = []
+    for rotation in task.rotations:
+        train, valid, test = map(task.clips, (rotation.train, rotation.valid, rotation.test))
+        votes = clip_scores(task, kit.frames, train, [*valid, *test], settings.device)
+        valid_score, how = kit.selected({clip.file: votes[clip.file] for clip in valid}, valid)
+        found = {clip.file: votes[clip.file] for clip in test}
+        scores |= found
+        events |= kit.events(found, how)
+        chosen.append({"valid_score": valid_score, "postprocessing": dict(how)})
+    return Found(scores, events, _folds(task), tuple(chosen), {"k": K})
+
+
+def _folds(task: Task) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(clip.file for clip in task.clips(r.test)) for r in task.rotations)
+
+
+PROTOCOL = Protocol("hear", {"probe": probe, "knn": knn})
