@@ -62,17 +62,24 @@ class LabelledFrames:
         ]
         return [crops[i] for i in torch.randperm(len(crops), generator=generator).tolist()]
 
-    def gather(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
-        """Frames and targets of crops one after the other, (rows, dim) and (rows, classes)."""
-        ends = np.cumsum([min(PIECE_FRAMES, len(self.frames[i]) - first) for i, first in crops])
-        x = np.empty((ends[-1], self.dim), np.float32)
-        y = np.empty((ends[-1], self.targets[0].shape[1]), np.float32)
+    def buffer(self, n_pieces: int) -> tuple[Tensor, Tensor]:
+        """Room for frames and targets of as many crops; memory that is new costs more to fill."""
+        n_rows = n_pieces * PIECE_FRAMES
+        return torch.empty(n_rows, self.dim), torch.empty(n_rows, self.targets[0].shape[1])
+
+    def gather(self, crops: Sequence[Crop], buffer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Frames and targets of crops one after the other, (rows, dim) and (rows, classes).
+
+        They lie in `buffer`, whose last content is lost.
+        """
+        x, y = (part.numpy() for part in buffer)
         start = 0
-        for (i, first), end in zip(crops, ends.tolist(), strict=True):
-            x[start:end] = self.frames[i][first : first + PIECE_FRAMES]
-            y[start:end] = self.targets[i][first : first + PIECE_FRAMES]
+        for i, first in crops:
+            piece = slice(first, first + PIECE_FRAMES)
+            end = start + len(self.frames[i][piece])
+            x[start:end], y[start:end] = self.frames[i][piece], self.targets[i][piece]
             start = end
-        return torch.from_numpy(x), torch.from_numpy(y)
+        return buffer[0][:start], buffer[1][:start]
 
 
 def _n_pieces(frames: np.ndarray) -> int:
@@ -137,8 +144,9 @@ def train(
     )
     device = heads.groups[0][0].device
     batches = _batches(data, run.batch_pieces, generator)
+    buffer = data.buffer(min(run.batch_pieces, data.n_pieces))
     for step in range(run.n_steps):
-        x, y = (part.to(device) for part in data.gather(next(batches)))
+        x, y = (part.to(device) for part in data.gather(next(batches), buffer))
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             logits = heads(x)
