@@ -138,7 +138,7 @@ def _runs(
     part = np.ascontiguousarray(scores[:, classes].T)
     active = part > limits[classes, None]
     if median_frames is not None and active.size:
-        active = _median(active, median_frames)
+        active = median_of_active(active, median_frames)
     n_classes, n_frames = part.shape
     edges = np.zeros((n_classes, n_frames + 2), np.int8)
     edges[:, 1:-1] = active
@@ -151,7 +151,7 @@ def _runs(
     return classes[row], first, end, sums / np.maximum(end - first, 1)
 
 
-def _median(active: np.ndarray, size: int) -> np.ndarray:
+def median_of_active(active: np.ndarray, size: int) -> np.ndarray:
     """Median filter of (classes, frames) seen through a threshold.
 
     SciPy's median of a window is its element of rank size // 2; that is above a threshold exactly
