@@ -12,13 +12,14 @@ from downstream.tasks.dcase2016_task2 import DCASE2016_TASK2
 from downstream.tasks.desed import DESED, DESED_PUBLIC
 from downstream.tasks.hear_folder import HEAR_FOLDER
 from downstream.tasks.maestro_5hr import MAESTRO_5HR
+from downstream.tasks.own import OWN
 from downstream.tasks.task import Clip, ExtraClip, Facts, Rotation, Task
 from hear_pretrainedsed.registry import unknown
 
 __all__ = ["TASKS", "Clip", "ExtraClip", "Facts", "Rotation", "Task", "open_task"]
 
 # A folder is the first one's that recognises it.
-_ALL = (DCASE2016_TASK2, MAESTRO_5HR, DESED_PUBLIC, DESED, HEAR_FOLDER)
+_ALL = (DCASE2016_TASK2, MAESTRO_5HR, DESED_PUBLIC, DESED, HEAR_FOLDER, OWN)
 
 TASKS: dict[str, Facts] = {facts.name: facts for facts in _ALL}
 

@@ -87,11 +87,11 @@ def task_metadata(
     version: str,
     mode: str,
     splits: Iterable[str],
-    duration_s: float,
+    duration_s: float | None,
     evaluation: Sequence[str],
     **more: object,
 ) -> dict[str, Any]:
-    """What HEAR's tools read of an event task whose clips have several labels at once."""
+    """What HEAR's tools read of an event task; `duration_s` None: clips differ in length."""
     return {
         "task_name": name,
         "version": version,

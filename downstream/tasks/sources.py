@@ -16,7 +16,9 @@ import soundfile
 from torch import Tensor
 
 from downstream.tasks.checks import first_few
-from hear_pretrainedsed.audio import AudioError, read_audio
+from hear_pretrainedsed.audio import SAMPLE_RATE, AudioError, read_audio
+
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a FLAC stream without a length
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,15 @@ class Sources:
 
 
 def duration_s(path: Path, sample_rate: int | None = None) -> float:
-    """Length of a recording, by its header; `ValueError` unless it has the wanted rate."""
+    """Length of a recording, by its header if that says so; `ValueError` unless its rate fits."""
     try:
         info = soundfile.info(os.fspath(path))
     except (soundfile.LibsndfileError, OSError):
         raise ValueError(f"{path}: no audio that libsndfile reads, or damaged") from None
     if sample_rate is not None and info.samplerate != sample_rate:
         raise ValueError(f"{path}: {info.samplerate} Hz, wanted {sample_rate} Hz")
+    if info.frames >= _UNKNOWN_FRAMES:
+        return len(read_audio(path)) / SAMPLE_RATE
     return info.frames / info.samplerate
 
 
