@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from downstream.median_network import running_median
 from downstream.tasks.task import Triple
 from hear_pretrainedsed.frames import FrameGrid
 
 GRID = FrameGrid()
 SPANS = ("centres", "edges")
+_NETWORK_FRAMES = 31  # windows up to here are faster compared all at once
 
 
 class Segments(NamedTuple):
@@ -41,9 +43,13 @@ def median_filter(values: np.ndarray, n_frames: int | Sequence[int]) -> np.ndarr
     """
     sizes = np.broadcast_to(np.asarray(n_frames), values.shape[1:])
     out = np.array(values)  # a copy
-    for i in np.flatnonzero(sizes > 1):  # one-dimensional: SciPy's fast filter
-        column = np.ascontiguousarray(values[:, i])
-        out[:, i] = ndimage.median_filter(column, size=int(sizes[i]), mode="reflect")
+    for size in np.unique(sizes[sizes > 1]).tolist():
+        same = np.flatnonzero(sizes == size)
+        if size <= _NETWORK_FRAMES or size > 2 * len(values):  # SciPy's errs in so short clips
+            out[:, same] = running_median(values[:, same], size)
+            continue
+        for i in same:  # one-dimensional: SciPy's fast filter
+            out[:, i] = ndimage.median_filter(np.ascontiguousarray(values[:, i]), size)
     return out
 
 

@@ -26,6 +26,8 @@ def test_median_filter_is_scipys_column_by_column(values: np.ndarray, sizes: lis
     sizes = sizes[: values.shape[1]]
     found = median_filter(values, sizes)
     for i, size in enumerate(sizes):
+        if size > 2 * len(values):  # see test_median_network.py: SciPy errs
+            continue
         wanted = ndimage.median_filter(values, size=(max(size, 1), 1))[:, i]
         np.testing.assert_array_equal(found[:, i], wanted)
     same = median_filter(values, 5)
