@@ -183,7 +183,7 @@ class _Given(torch.nn.Module):
         self.masks = masks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.masks.pop(0) if self.training else x
+        return x * self.masks.pop(0) / 0.9 if self.training else x
 
 
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2])
@@ -252,11 +252,13 @@ def test_new_weights_are_drawn_as_heareval_draws_them(stock) -> None:
             assert bias.detach().abs().max().item() == pytest.approx(top, rel=0.15)
 
 
-def test_masks_keep_as_many_as_they_should() -> None:
-    mask = mlp.Masks(0, 0.1, torch.float32, "cpu")(500, 1000)
-    kept = (mask > 0).float().mean().item()
-    assert kept == pytest.approx(0.9, abs=0.002)
-    assert torch.allclose(mask[mask > 0], torch.tensor(1 / 0.9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_keep_as_many_as_they_should(dtype: torch.dtype) -> None:
+    mask = mlp.Masks(0, 0.1, dtype, "cpu")(501, 1001)
+    assert mask.dtype == dtype
+    assert mask.unique().tolist() == [0, 1]
+    assert mask.float().mean().item() == pytest.approx(0.9, abs=0.002)
+    assert not torch.equal(mask, mlp.Masks(1, 0.1, dtype, "cpu")(501, 1001))
 
 
 # ---- selection ----
