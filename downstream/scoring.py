@@ -28,7 +28,7 @@ from hear_pretrainedsed.registry import unknown
 if TYPE_CHECKING:
     from downstream.protocols.base import Found
 
-N_DRAWS = 2000
+N_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ class Metric(ABC):
         """The metric on a sample."""
 
     @abstractmethod
-    def draws(self, sample: Sample, weights: np.ndarray) -> np.ndarray:
-        """Its headline value if file i occurred `weights[:, i]` times: (draws,) of (draws, files).
+    def measure(self, sample: Sample, weights: np.ndarray) -> tuple[Score, np.ndarray]:
+        """The metric on a sample, and on resampled clips.
 
-        Metrics that take long return those of the first draws only, of all samples of one size
-        equally many.
+        The draws are headline values (draws,) if file i occurred `weights[:, i]` times, weights
+        (draws, files). Where they take long they are of the first weights only, of all samples of
+        one size equally many.
         """
 
     def value(self, sample: Sample) -> float:
@@ -118,14 +119,19 @@ class OfCounts(Metric):
 
     def score(self, sample: Sample) -> Score:
         """The metric on a sample."""
-        micro, _, per_class = self.values(self.counts(sample).sum(axis=0), len(sample.labels))
-        return class_score(float(micro), per_class, sample.labels)
+        return self._of_sums(self.counts(sample).sum(axis=0), sample.labels)
 
-    def draws(self, sample: Sample, weights: np.ndarray) -> np.ndarray:
-        """Its headline value if file i occurred `weights[:, i]` times."""
-        sums = weights.astype(np.float64) @ self.counts(sample).astype(np.float64)
+    def measure(self, sample: Sample, weights: np.ndarray) -> tuple[Score, np.ndarray]:
+        """The metric on a sample, and its headline value on resampled clips (draws,)."""
+        counts = self.counts(sample)
+        sums = weights.astype(np.float64) @ counts.astype(np.float64)
         micro, macro, _ = self.values(sums, len(sample.labels))
-        return {"micro": micro, "macro": macro}[self.headline]
+        score = self._of_sums(counts.sum(axis=0), sample.labels)
+        return score, micro if self.headline == "micro" else macro
+
+    def _of_sums(self, sums: np.ndarray, labels: Sequence[str]) -> Score:
+        micro, _, per_class = self.values(sums, len(labels))
+        return class_score(float(micro), per_class, labels)
 
 
 @dataclass(frozen=True)
@@ -143,9 +149,9 @@ class OfScores(Metric):
         """The metric on a sample."""
         return self.whole(sample)
 
-    def draws(self, sample: Sample, weights: np.ndarray) -> np.ndarray:
-        """Its headline value if file i occurred `weights[:, i]` times, for the first draws."""
-        return self.drawn(sample, weights)
+    def measure(self, sample: Sample, weights: np.ndarray) -> tuple[Score, np.ndarray]:
+        """The metric on a sample, and its headline value on the first resampled clips (draws,)."""
+        return self.whole(sample), self.drawn(sample, weights)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
@@ -279,8 +285,8 @@ class Result:
     """A metric on the test clips of a task: means over rotations.
 
     value: `micro` or `macro`, whichever is the metric's headline. per_class: means over the
-    rotations in which a class has a value. draws: `value` on resampled units (draws,), see
-    `intervals`; `units` says which units these are.
+    rotations in which a class has a value. draws: `value` on resampled units (draws,); see
+    `intervals`.
     """
 
     value: float
@@ -288,7 +294,7 @@ class Result:
     macro: float
     per_class: dict[str, float]
     draws: np.ndarray
-    units: intervals.Units
+    sampling: intervals.Sampling
 
 
 def score_task(task: Task, found: Found) -> dict[str, Result]:
@@ -312,11 +318,11 @@ def score_task(task: Task, found: Found) -> dict[str, Result]:
 def _result(
     metric: Metric, samples: Sequence[Sample], units: intervals.Units, weights: np.ndarray
 ) -> Result:
-    scores = [metric.score(sample) for sample in samples]
-    draws = [
-        metric.draws(sample, weights[:, members])
+    measured = [
+        metric.measure(sample, weights[:, members])
         for sample, members in zip(samples, units.members, strict=True)
     ]
+    scores, draws = zip(*measured, strict=True)
     n_draws = min(map(len, draws))
     micro, macro = (float(np.mean([getattr(s, n) for s in scores])) for n in ("micro", "macro"))
     by_class = np.array([list(score.per_class.values()) for score in scores])
@@ -326,7 +332,7 @@ def _result(
         macro,
         dict(zip(samples[0].labels, _mean_of_known(by_class.T).tolist(), strict=True)),
         np.mean([each[:n_draws] for each in draws], axis=0),
-        units,
+        units.sampling,
     )
 
 
