@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from downstream.metrics import PSDS1, PSDS2, Score, psds, psds_from_events, psds_shards
+from downstream.metrics import PSDS1, PSDS2, Score, psds, psds_from_events
 from hear_pretrainedsed.events import scores_to_events
 from tests.downstream.metric_oracles import EventDict, approx, joined
 
@@ -97,15 +97,7 @@ def test_equal_in_worker_processes(name: str) -> None:
     assert case.ours(SETTINGS[name], jobs=2) == case.ours(SETTINGS[name], jobs=1)
 
 
-@pytest.mark.parametrize("changes", [1, 200, 1000])
-def test_equal_in_groups_of_classes(changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Case(2).ours(SETTINGS["short curve"])
-    monkeypatch.setattr(psds_shards, "_CHANGES_AT_ONCE", changes)
-    monkeypatch.setattr(psds_shards, "_CLIPS_AT_ONCE", 3)
-    assert Case(2).ours(SETTINGS["short curve"]) == whole
-
-
-def test_a_file_is_asked_for_at_most_twice() -> None:
+def test_a_file_is_asked_for_once() -> None:
     case = Case(3)
 
     class Lazy(Mapping[str, np.ndarray]):
@@ -125,7 +117,7 @@ def test_a_file_is_asked_for_at_most_twice() -> None:
     lazy = Lazy()
     expected = case.ours(PSDS1)
     assert psds(lazy, FRAME_S, case.labels, case.reference, case.durations, **PSDS1) == expected
-    assert set(lazy.asked.values()) == {2}
+    assert set(lazy.asked.values()) == {1}
 
 
 def test_scores_of_minus_infinity_are_never_detected() -> None:
