@@ -20,8 +20,8 @@ from hear_pretrainedsed.registry import unknown
 def build(task: str, sources: Iterable[Path], out: Path, progress: Progress | None = None) -> Path:
     """Make the folder of a task from its raw data; returns `out`.
 
-    It appears whole or not at all (an interrupted one is left as OUT.part). Raises `ValueError` if
-    it is there already, and for what is missing or damaged in the raw data.
+    It appears whole or not at all: meanwhile it is OUT.part. Raises `ValueError` if it is there
+    already, and for what is missing or damaged in the raw data.
     """
     buildable = [name for name, facts in TASKS.items() if facts.build]
     if task not in buildable:

@@ -37,7 +37,7 @@ class Wanted:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when all went well, and else is left as OUT.part.
+    """A folder to write into, OUT.part, that becomes `out` when all went well, and else goes.
 
     Raises `ValueError` if `out` is there already.
     """
@@ -47,7 +47,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if part.exists():
         shutil.rmtree(part)
     part.mkdir(parents=True)
-    yield part
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part)
+        raise
     os.replace(part, out)
 
 

@@ -35,9 +35,7 @@ def stratified(labels: Mapping[str, Collection[str]], seed: int) -> dict[str, st
 
 
 def _wanted(n: int) -> Counter[str]:
-    """How `n` files are to be divided; of one or two, train gets the first, test the second."""
-    if n < _ENOUGH:
-        return Counter(train=min(n, 1), test=max(0, n - 1))
+    """How `n` files are to be divided."""
     part = max(1, round(_SHARE * n))
     return Counter(train=n - 2 * part, valid=part, test=part)
 
@@ -48,12 +46,13 @@ class _Draft:
     split: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._n = Counter(label for found in self.labels.values() for label in found)
+        n = Counter(label for found in self.labels.values() for label in found)
+        self._n = Counter({label: n[label] for label in n if n[label] >= _ENOUGH})
         self._there: Counter[tuple[str, str]] = Counter()  # files by class and split
         self._size: Counter[str] = Counter()
 
     def divide(self) -> None:
-        """Give each file a split, those of the rarest class first."""
+        """Give each file a split, those of the rarest class first, classes in one or two last."""
         wanted = {label: _wanted(n) for label, n in self._n.items()}
         size = _wanted(len(self.labels))
         left = Counter(self._n)
@@ -64,7 +63,7 @@ class _Draft:
                     self._put(file, self._poorest(wanted[rarest], rarest, size))
                     left -= Counter(self.labels[file])
             left.pop(rarest, None)
-        for file in self.labels:
+        for file in sorted(self.labels, key=lambda file: not self.labels[file]):
             if file not in self.split:
                 self._put(file, max(SPLITS, key=lambda name: size[name] - self._size[name]))
 
@@ -87,7 +86,7 @@ class _Draft:
 
     def _n_gaps(self, labels: Collection[str]) -> int:
         """Splits that classes are not in although they could be."""
-        wide = [label for label in labels if self._n[label] >= _ENOUGH]
+        wide = [label for label in labels if label in self._n]
         return sum(not self._there[label, name] for label in wide for name in SPLITS)
 
     def repair(self) -> bool:
@@ -96,7 +95,7 @@ class _Draft:
             (label, name)
             for label in sorted(self._n)
             for name in SPLITS
-            if self._n[label] >= _ENOUGH and not self._there[label, name]
+            if not self._there[label, name]
         ]
         for label, name in gaps:
             for file in [file for file in self.labels if label in self.labels[file]]:
