@@ -1,12 +1,14 @@
-"""Speed and memory of the metrics: events against sed_eval, PSDS at AudioSet Strong's size.
+"""Speed and memory of the metrics: events against sed_eval, scores at AudioSet Strong's size.
 
-    python -m benchmarks.metrics [--clips 185] [--psds-clips 500] [--classes 447] [--full]
+    python -m benchmarks.metrics [--clips 185] [--score-clips 1000] [--classes 447] [--full]
 
 The first table scores events of MAESTRO's size (185 clips, 960 notes each, 88 pitches; estimated
 notes are moved, lost and made up) and times sed_eval on a few of the clips. The second one writes
-frame scores to a file and computes PSDS1 from it, a clip read at a time; the same by
-sed_scores_eval alone on a part of it. `--full` takes 17 000 clips (3.8 GB of float16 on disk).
-Memory is what the processes hold of their own, summed over them, the parent's included.
+frame scores to a file and computes PSDS1 from it in worker processes, then PSDS1 and segment AUROC
+together from scores that are handed over clip by clip, as a model makes them; PSDS1 by
+sed_scores_eval alone on a part of it; and the median filter of 9 frames. `--full` takes 17 000
+clips (3.8 GB of float16 on disk). Memory is what the processes hold of their own, summed over
+them, the parent's included.
 """
 
 from __future__ import annotations
@@ -24,17 +26,23 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+from scipy import ndimage
 
 from benchmarks.measure import machine, seconds
 from downstream.metrics import (
     PSDS1,
+    Score,
+    StreamedPSDS,
+    StreamedSegmentAUROC,
     event_error_rate,
     event_f1,
     psds,
     segment_error_rate,
     segment_f1,
 )
+from downstream.postprocess import median_filter
 
 EventDict = dict[str, list[tuple[float, float, str]]]
 PITCHES = [str(pitch) for pitch in range(21, 109)]
@@ -212,25 +220,68 @@ def private_gb(process: int) -> float:
     return sum(int(line[1]) for line in lines if line[0].startswith("Private")) / 2**20
 
 
-def psds_rows(n_clips: int, n_classes: int, jobs: int | None) -> Iterator[tuple[str, ...]]:
-    """Seconds and GB of PSDS1 on generated scores, with sed_scores_eval's on a part."""
+def score_rows(n_clips: int, n_classes: int, jobs: int | None) -> Iterator[tuple[str, ...]]:
+    """Seconds, GB and cores of the metrics of scores, with sed_scores_eval's on a part."""
     labels = [f"class {i}" for i in range(n_classes)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
         path = Path(folder) / "scores"
+        task = bar.add_task("writing scores", total=None)
         reference = write_scores(path, n_clips, n_classes)
         durations = dict.fromkeys(reference, FRAMES * FRAME_S)
         scores = ScoreFile(path, n_clips, n_classes)
-        start, cpu = time.perf_counter(), cpu_s()
-        with Memory() as memory:
-            score = psds(scores, FRAME_S, labels, reference, durations, **PSDS1, jobs=jobs)
-        took = time.perf_counter() - start
-        cores = (cpu_s() - cpu) / took
+        sides = (FRAME_S, labels, reference, durations)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, description="PSDS1", completed=done, total=total)
+
+        score, *costs = measured(partial(psds, scores, *sides, **PSDS1, jobs=jobs, progress=tell))
         text = f"PSDS1 {score.micro:.3f}, macro {score.macro:.3f}"
-        yield "ours", f"{n_clips}", f"{took:.1f}", f"{memory.peak:.2f}", f"{cores:.1f}", text
+        yield "PSDS1, ours", f"{n_clips}", *costs, text
+        both, *costs = measured(partial(streamed, scores, *sides, tell))
+        assert max(abs(both[0].micro - score.micro), abs(both[0].macro - score.macro)) < 1e-12
+        yield "PSDS1 + AUROC, clip by clip", f"{n_clips}", *costs, f"AUROC {both[1].macro:.3f}"
         n_part = min(n_clips, 60)
         part = {name: scores[name] for name in list(scores)[:n_part]}
-        events = {name: reference[name] for name in part}
-        yield plain_row(part, events, n_clips)
+        yield plain_row(part, {name: reference[name] for name in part}, n_clips)
+        yield from median_rows(scores["0"].astype(np.float32), n_clips)
+
+
+def streamed(
+    scores: Mapping[str, np.ndarray],
+    frame_s: float,
+    labels: list[str],
+    reference: EventDict,
+    durations_s: dict[str, float],
+    tell: Callable[[int, int], None],
+) -> tuple[Score, Score]:
+    """PSDS1 and segment AUROC of clips that come one at a time."""
+    sides = (frame_s, labels, reference, durations_s)
+    streams = (StreamedPSDS(*sides, **PSDS1), StreamedSegmentAUROC(*sides))
+    for done, name in enumerate(scores):
+        score = scores[name]
+        for stream in streams:
+            stream.add(name, score)
+        tell(done, len(scores))
+    return streams[0].result(), streams[1].result()
+
+
+def measured(function: Callable[[], object]) -> tuple[object, str, str, str]:
+    """What it returns, its seconds, GB and cores."""
+    start, cpu = time.perf_counter(), cpu_s()
+    with Memory() as memory:
+        result = function()
+    took = time.perf_counter() - start
+    return result, f"{took:.1f}", f"{memory.peak:.2f}", f"{(cpu_s() - cpu) / took:.1f}"
+
+
+def median_rows(scores: np.ndarray, n_clips: int) -> Iterator[tuple[str, ...]]:
+    """The median of 9 frames, ours and SciPy's, from the best of some calls."""
+    filters = {"median, ours": lambda: median_filter(scores, 9)}
+    filters["median, SciPy"] = lambda: ndimage.median_filter(scores, size=(9, 1))
+    for name, function in filters.items():
+        best = min(seconds(function) for _ in range(9))
+        text = f"{1000 * best:.2f} ms a clip"
+        yield name, f"{n_clips} (from 1)", f"{best * n_clips:.1f}", "", "1.0", text
 
 
 def cpu_s() -> float:
@@ -262,8 +313,8 @@ def plain_row(part: dict[str, np.ndarray], events: EventDict, n_clips: int) -> t
         f"{n_clips} (from {len(part)})",
         f"{took * scale:.0f}",
         f"{used * scale:.1f}",
-        "1",
-        "without its curves",
+        "1.0",
+        "PSDS1 without its curves",
     )
 
 
@@ -282,10 +333,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=185, help="clips of notes")
     parser.add_argument("--oracle-clips", type=int, default=2, help="of which sed_eval gets")
-    parser.add_argument("--psds-clips", type=int, default=500)
+    parser.add_argument("--score-clips", type=int, default=1000, help="clips of scores")
     parser.add_argument("--classes", type=int, default=447)
-    parser.add_argument("--jobs", type=int, default=None)
-    parser.add_argument("--full", action="store_true", help="PSDS of 17 000 clips")
+    parser.add_argument("--jobs", type=int, default=None, help="processes (none: all cores)")
+    parser.add_argument("--full", action="store_true", help="scores of 17 000 clips")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", module="dcase_util")
     console = Console()
@@ -293,8 +344,8 @@ def main() -> None:
     columns = ["metric", "s", "sed_eval s", "ratio"]
     rows = event_rows(given.clips, given.oracle_clips)
     console.print(table(f"{given.clips} clips x 960 notes x 88 pitches", columns, rows))
-    columns = ["PSDS1", "clips", "s", "GB", "cores", ""]
-    rows = psds_rows(17_000 if given.full else given.psds_clips, given.classes, given.jobs)
+    columns = ["scores", "clips", "s", "GB", "cores", ""]
+    rows = score_rows(17_000 if given.full else given.score_clips, given.classes, given.jobs)
     console.print(table(f"{given.classes} classes, {FRAMES} frames", columns, rows))
 
 
