@@ -21,43 +21,64 @@ from downstream.tasks.task import Clip
 from hear_pretrainedsed.training.schedule import warmup_cosine
 
 PIECE_FRAMES = GRID.window_frames
-_ROWS_AT_ONCE = 16_384  # frames scored at a time
+_ROWS_AT_ONCE = 4096  # frames scored at a time
 
 Crop = tuple[int, int]  # number of a clip, its first frame
+Arrays = Sequence[np.ndarray]  # of one clip
+
+
+def arrays_of(sources: Sequence[Frames], clip: Clip) -> Arrays:
+    """A clip's frames from every source."""
+    return [source.clip(clip.file) for source in sources]
+
+
+def side_by_side(arrays: Arrays, rows: slice, out: np.ndarray) -> int:
+    """Write some rows of arrays into the first rows of `out`, as float32; how many there are."""
+    column = 0
+    for part in arrays:
+        piece = part[rows]
+        out[: len(piece), column : column + piece.shape[1]] = piece
+        column += piece.shape[1]
+    return len(piece)
 
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """Frames (frames, dim) of clips, which may lie on disk, and targets (frames, classes)."""
+    """Frames of clips and their targets (frames, classes).
 
-    frames: Sequence[np.ndarray]
+    The frames of a clip are arrays (frames, dim), which may lie on disk, to be put side by side.
+    """
+
+    frames: Sequence[Arrays]
     targets: Sequence[np.ndarray]
 
     @classmethod
-    def of(cls, frames: Frames, clips: Sequence[Clip], labels: Sequence[str]) -> LabelledFrames:
+    def of(
+        cls, sources: Sequence[Frames], clips: Sequence[Clip], labels: Sequence[str]
+    ) -> LabelledFrames:
         """Those of some clips of a task."""
-        arrays = [frames.clip(clip.file) for clip in clips]
+        arrays = [arrays_of(sources, clip) for clip in clips]
         targets = [
-            frame_targets(clip, labels, len(x)) for clip, x in zip(clips, arrays, strict=True)
+            frame_targets(clip, labels, len(x[0])) for clip, x in zip(clips, arrays, strict=True)
         ]
         return cls(arrays, targets)
 
     @property
     def dim(self) -> int:
         """Width of a frame."""
-        return self.frames[0].shape[1]
+        return sum(part.shape[1] for part in self.frames[0])
 
     @property
     def n_pieces(self) -> int:
         """How many crops an epoch has: as many as whole 10 s pieces, one a clip at least."""
-        return sum(_n_pieces(x) for x in self.frames)
+        return sum(map(_n_pieces, self.targets))
 
     def crops(self, generator: torch.Generator) -> list[Crop]:
         """An epoch: of each clip as many crops as it has whole pieces, anywhere, shuffled."""
-        clips = [i for i, x in enumerate(self.frames) for _ in range(_n_pieces(x))]
+        clips = [i for i, x in enumerate(self.targets) for _ in range(_n_pieces(x))]
         places = torch.rand(len(clips), generator=generator).tolist()
         crops = [
-            (i, int(place * (max(0, len(self.frames[i]) - PIECE_FRAMES) + 1)))
+            (i, int(place * (max(0, len(self.targets[i]) - PIECE_FRAMES) + 1)))
             for i, place in zip(clips, places, strict=True)
         ]
         return [crops[i] for i in torch.randperm(len(crops), generator=generator).tolist()]
@@ -75,15 +96,15 @@ class LabelledFrames:
         x, y = (part.numpy() for part in buffer)
         start = 0
         for i, first in crops:
-            piece = slice(first, first + PIECE_FRAMES)
-            end = start + len(self.frames[i][piece])
-            x[start:end], y[start:end] = self.frames[i][piece], self.targets[i][piece]
+            rows = slice(first, first + PIECE_FRAMES)
+            end = start + side_by_side(self.frames[i], rows, x[start:])
+            y[start:end] = self.targets[i][rows]
             start = end
         return buffer[0][:start], buffer[1][:start]
 
 
-def _n_pieces(frames: np.ndarray) -> int:
-    return max(1, len(frames) // PIECE_FRAMES)
+def _n_pieces(targets: np.ndarray) -> int:
+    return max(1, len(targets) // PIECE_FRAMES)
 
 
 class Heads(nn.Module):
@@ -181,11 +202,13 @@ def bce(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(heads: Heads, frames: np.ndarray) -> np.ndarray:
-    """Logits (heads, frames, classes) of one clip's frames (frames, dim), float32."""
+def logits_of(heads: Heads, arrays: Arrays) -> np.ndarray:
+    """Logits (heads, frames, classes) of one clip, float32."""
     device = heads.groups[0][0].device
-    parts = [
-        heads(torch.from_numpy(np.asarray(frames[i : i + _ROWS_AT_ONCE], np.float32)).to(device))
-        for i in range(0, len(frames), _ROWS_AT_ONCE)
-    ]
-    return torch.cat(parts).transpose(0, 1).float().cpu().numpy()
+    n_frames, dim = len(arrays[0]), sum(part.shape[1] for part in arrays)
+    buffer = torch.empty(min(n_frames, _ROWS_AT_ONCE), dim)
+    parts = []
+    for i in range(0, n_frames, _ROWS_AT_ONCE):
+        n = side_by_side(arrays, slice(i, i + _ROWS_AT_ONCE), buffer.numpy())
+        parts.append(heads(buffer[:n].to(device)).float())
+    return torch.cat(parts).transpose(0, 1).cpu().numpy()

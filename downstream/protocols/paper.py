@@ -93,7 +93,7 @@ class Kit:
     def train(self, rotation: Rotation, lrs: Sequence[float]) -> tuple[heads.Heads, heads.Run]:
         """One head an lr, all from the same start and on the same batches."""
         labels, device = self.task.labels, self.settings.device
-        data = heads.LabelledFrames.of(self.frames, self.task.clips(rotation.train), labels)
+        data = heads.LabelledFrames.of([self.frames], self.task.clips(rotation.train), labels)
         run = self.run_of(data, lrs)
         generator = torch.Generator().manual_seed(self.seed)
         model = heads.LinearHeads(len(lrs), data.dim, len(labels), generator).to(device)
@@ -102,7 +102,7 @@ class Kit:
 
     def logits(self, model: heads.Heads, clips: Sequence[Clip]) -> list[dict[str, np.ndarray]]:
         """Logits {file: (frames, classes)} of each head."""
-        by_clip = {c.file: heads.logits_of(model, self.frames.clip(c.file)) for c in clips}
+        by_clip = {c.file: heads.logits_of(model, [self.frames.clip(c.file)]) for c in clips}
         return [{file: x[i] for file, x in by_clip.items()} for i in range(len(model.groups))]
 
     def valid_scores(self, model: heads.Heads, clips: Sequence[Clip]) -> list[float]:
@@ -127,7 +127,7 @@ def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Fou
     for rotation in task.rotations:
         model, run = kit.train(rotation, lrs)
         valid = kit.valid_scores(model, task.clips(rotation.valid))
-        best = int(np.argmax(_worth(valid, task)))
+        best = int(np.argmax(worth(valid, task)))
         record = {"lr": lrs[best], "valid_score": valid[best], "n_steps": run.n_steps}
         if len(lrs) > 1:
             record["valid_score_of_lr"] = dict(zip(map(str, lrs), valid, strict=True))
@@ -160,8 +160,8 @@ def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found
     return Found(scores, events, _folds(task), chosen, config | _smoothing(kit))
 
 
-def _worth(values: Sequence[float], task: Task) -> list[float]:
-    """Valid scores, the larger the better; what is not defined is worst."""
+def worth(values: Sequence[float], task: Task) -> list[float]:
+    """Scores of a task's main metric, the larger the better; what is not defined is worst."""
     sign = 1 if METRICS[task.metrics[0]].maximize else -1
     return [-math.inf if math.isnan(value) else sign * value for value in values]
 
