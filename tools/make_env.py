@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "hear")
 CORE_TOOLS = ("pytest", "hypothesis", "ruff")  # the small part of `dev`
 HEAR_EXTRAS = ("downstream", "pretraining", "hear", "export", "dev")
-LEFT_OUT = ("xares",)  # no test runs it yet
 STAMP = "make_env.json"
 PYTHON_NEEDED = (3, 11)
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -213,8 +212,7 @@ def install_core(env: Path, root: Path) -> None:
 def install_hear(env: Path, root: Path) -> None:
     """Add TensorFlow, the stock HEAR tools and the test oracles; some are sdists."""
     listed = read_requirements(root)
-    lines = {line for extra in HEAR_EXTRAS for line in listed[extra]}
-    wanted = sorted(line for line in lines if normalise(line) not in LEFT_OUT)
+    wanted = sorted({line for extra in HEAR_EXTRAS for line in listed[extra]})
     pip_install(env, root, "hear", "the HEAR level", wanted)
     alone = ["--no-deps", *listed["without_dependencies"]]
     pip_install(env, root, "hear", "the stock HEAR tools", alone)
