@@ -76,7 +76,8 @@ class Frames:
         self.dim: int = index[0]["dim"]
         dtype = np.dtype(index[0]["dtype"])
         n_rows = sum(entry["n_frames"] for entry in index)
-        self._rows = np.memmap(folder / _ROWS, dtype, mode="r", shape=(n_rows, self.dim))
+        # "c": torch wants arrays that it could write to; what is written never reaches the file
+        self._rows = np.memmap(folder / _ROWS, dtype, mode="c", shape=(n_rows, self.dim))
         ends = np.cumsum([entry["n_frames"] for entry in index]).tolist()
         self._place = {
             entry["file"]: (end - entry["n_frames"], end)

@@ -32,14 +32,14 @@ def arrays_of(sources: Sequence[Frames], clip: Clip) -> Arrays:
     return [source.clip(clip.file) for source in sources]
 
 
-def side_by_side(arrays: Arrays, rows: slice, out: np.ndarray) -> int:
+def side_by_side(arrays: Arrays, rows: slice, out: Tensor) -> int:
     """Write some rows of arrays into the first rows of `out`, as float32; how many there are."""
     column = 0
-    for part in arrays:
-        piece = part[rows]
-        out[: len(piece), column : column + piece.shape[1]] = piece
-        column += piece.shape[1]
-    return len(piece)
+    for array in arrays:
+        part = torch.from_numpy(array[rows])
+        out[: len(part), column : column + part.shape[1]] = part
+        column += part.shape[1]
+    return len(part)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class LabelledFrames:
 
         They lie in `buffer`, whose last content is lost.
         """
-        x, y = (part.numpy() for part in buffer)
+        x, y = buffer
         start = 0
         for i, first in crops:
             rows = slice(first, first + PIECE_FRAMES)
             end = start + side_by_side(self.frames[i], rows, x[start:])
-            y[start:end] = self.targets[i][rows]
+            y[start:end] = torch.from_numpy(self.targets[i][rows])
             start = end
-        return buffer[0][:start], buffer[1][:start]
+        return x[:start], y[:start]
 
 
 def _n_pieces(targets: np.ndarray) -> int:
@@ -209,6 +209,6 @@ def logits_of(heads: Heads, arrays: Arrays) -> np.ndarray:
     buffer = torch.empty(min(n_frames, _ROWS_AT_ONCE), dim)
     parts = []
     for i in range(0, n_frames, _ROWS_AT_ONCE):
-        n = side_by_side(arrays, slice(i, i + _ROWS_AT_ONCE), buffer.numpy())
+        n = side_by_side(arrays, slice(i, i + _ROWS_AT_ONCE), buffer)
         parts.append(heads(buffer[:n].to(device)).float())
     return torch.cat(parts).transpose(0, 1).cpu().numpy()
