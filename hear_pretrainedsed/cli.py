@@ -1,4 +1,4 @@
-"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect, export.
+"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect, export; plugins.py has more.
 
 Exit codes: 0; 1 when a file could not be processed or fetched (the others are done); 2 for a
 mistake in the call; 130 after Ctrl-C. Errors are one line each on stderr. Output files appear whole
@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 
 from hear_pretrainedsed import events as ev
-from hear_pretrainedsed import live, onnx_files, registry
+from hear_pretrainedsed import live, onnx_files, plugins, registry
 from hear_pretrainedsed.cli_options import (
     Argument,
     BatchSize,
@@ -330,6 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: Sequence[str] | None) -> int:
     try:
         arguments = live.command_line(arguments)
+        plugins.add_commands(app, arguments)
+        if arguments[:1] and arguments[0] in plugins.COMMANDS:
+            arguments = plugins.spread(arguments)
         code = app(arguments, prog_name="hear-pretrainedsed", standalone_mode=False)
         sys.stdout.flush()
         if code == _INTERRUPTED:  # typer takes Ctrl-C and says nothing

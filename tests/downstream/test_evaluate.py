@@ -1,0 +1,146 @@
+"""`hear-pretrainedsed evaluate`, from the command line to its lines and its table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from downstream import evaluate as evaluation
+from hear_pretrainedsed import cli, plugins
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+import hear_task  # noqa: E402
+
+NAME = "fmn04.strong"
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = {"train": 6, "valid": 3, "test": 12}
+    return hear_task.write_task(tmp_path_factory.mktemp("tasks"), clips)
+
+
+@pytest.fixture
+def home(own_cache: Path, release_file: Callable[[str], Path]) -> Path:
+    shutil.copy(release_file(NAME), own_cache)
+    torch.set_num_threads(1)
+    return own_cache
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(word) for word in arguments])
+    return stop.value.code
+
+
+def common(task: Path, results: Path) -> list[object]:
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", task, "--results", results]
+    return [*words, "--grid", "faster", "--grid-points", 1, "--steps-scale", 0.02]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:first load")
+def test_a_cell_a_line_and_the_same_command_goes_on(
+    home: Path,
+    task: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = common(task, tmp_path / "r")
+    words += ["--protocols", "hear,paper", "--modes", "probe", "knn", "--seeds", 2]
+    assert run(*words) == 0
+    shown = capsys.readouterr().out
+    cells = [json.loads(line) for line in (tmp_path / "r" / "results.jsonl").open()]
+    kinds = [(c["protocol"], c["mode"], c["seed"]) for c in cells]
+    assert kinds == [
+        ("hear", "probe", 0),
+        ("hear", "probe", 1),
+        ("hear", "knn", 0),
+        ("paper-scaled", "probe", 0),
+        ("paper-scaled", "probe", 1),
+        ("paper", "knn", 0),
+    ]
+    for cell in cells:
+        assert cell["checkpoint"] == NAME
+        assert len(cell["weights_sha256"]) == 64
+        assert list(cell["metrics"]) == ["event_onset_200ms_fms", "segment_1s_er"]
+        assert cell["main_metric"] == "event_onset_200ms_fms"
+        assert cell["unit"] == "clip"
+        assert cell["config"]["grid"] == "faster"
+    for part in ("protocol hear, probe", "protocol paper-scaled, probe", "protocol paper, knn"):
+        assert part in shown
+    monkeypatch.setattr(evaluation, "score_task", lambda *_: pytest.fail("run again"))
+    assert run(*words) == 0
+    assert capsys.readouterr().out == shown
+    assert len((tmp_path / "r" / "results.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--checkpoints", "fmn04.strnog"], "'fmn04.strnog'.*fmn04.strong"),
+        (["--protocols", "papre"], "'papre'.*paper"),
+        (["--modes", "prob"], "'prob'.*probe"),
+        (["--precision", "fp16"], "'fp16'.*bf16"),
+        (["--grid", "fastest"], "'fastest'.*fast"),
+        (["--tasks", "dcase2016_task"], "'dcase2016_task'.*dcase2016_task2.*folder"),
+        (["--tasks", "dcase2016_task2"], "no data of dcase2016_task2"),
+        (["--steps-scale", "-1", "--protocols", "paper"], "-1"),
+        (["--seeds", "0"], "seeds"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:first load")
+def test_a_mistake_is_one_line(
+    home: Path,
+    task: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: list[str],
+    message: str,
+) -> None:
+    words = common(task, tmp_path / "r")
+    for option in change[::2]:
+        if option in words:
+            place = words.index(option)
+            del words[place : place + 2]
+    assert run(*words, *change) == 2
+    import re
+
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, error), error
+    assert not (tmp_path / "r" / "results.jsonl").exists()
+
+
+def test_weights_that_are_not_there(
+    own_cache: Path, task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--checkpoints", "psla.weak-audioset", "--tasks", task]
+    assert run(*words, "--results", tmp_path / "r") == 1
+    assert "psla" in capfd.readouterr().err
+
+
+def test_lists_after_one_option() -> None:
+    words = "evaluate --tasks a b --checkpoints x,y z --seeds 3 --modes probe".split()
+    assert (
+        plugins.spread(words)
+        == (
+            "evaluate --tasks a --tasks b --checkpoints x,y --checkpoints z --seeds 3 --modes probe"
+        ).split()
+    )
+    assert evaluation.split_list(["x,y", "z"]) == ["x", "y", "z"]
+
+
+def test_patterns() -> None:
+    names = ["a.ssl", "a.strong", "b.strong"]
+    assert evaluation.select("checkpoint", ["*.strong", "a.*"], names) == [
+        "a.strong",
+        "b.strong",
+        "a.ssl",
+    ]
