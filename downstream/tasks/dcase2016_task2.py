@@ -84,11 +84,13 @@ def _by_scene(task: Task, split: str) -> Task:
 
     if split == "scene_folds":
         splits = {fold: of(fold) for fold in names}
-        rotations = hear_folder.fold_rotations(names)
+        rotations, mode = hear_folder.fold_rotations(names), "new_split_kfold"
     else:
         splits = {"train": of(*names[2:]), "valid": of(names[1]), "test": of(names[0])}
-        rotations = (Rotation(("train",), ("valid",), ("test",)),)
-    return replace(task, name=f"{task.name}:{split}", splits=splits, rotations=rotations)
+        rotations, mode = (Rotation(("train",), ("valid",), ("test",)),), "trainvaltest"
+    hear = {**task.hear, "splits": list(splits), "split_mode": mode}
+    name = f"{task.name}:{split}"
+    return replace(task, name=name, splits=splits, rotations=rotations, hear=hear)
 
 
 def _build(sources: Sources, folder: Path, progress: Progress) -> None:

@@ -222,7 +222,12 @@ def _extra(table: Path, audio: Path) -> tuple[ExtraClip, ...]:
     checks.check_files(table.stem, rows, audio)
     found = {file: _found(Member(file, audio), same, table) for file, same in rows.items()}
     return tuple(
-        ExtraClip(file, clip.member.path, duration_s(clip.member.path), clip.labels)
+        ExtraClip(
+            file,
+            clip.member.path,
+            duration_s(clip.member.path, hear_folder.SAMPLE_RATE),
+            clip.labels,
+        )
         for file, clip in found.items()
     )
 

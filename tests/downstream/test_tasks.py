@@ -235,6 +235,9 @@ def test_extra_clips_may_be_in_train_alone(tmp_path: Path) -> None:
     assert open_task(folder, strict=True).extra["weak"][0].labels == ("a", "b")
     shutil.copy(folder / "16000/test/z.wav", folder / "16000/weak/w.wav")
     bad(folder, "z.wav in 'test', w.wav in 'weak'")
+    noise(folder / "16000/weak/w.wav", rate=8_000)
+    bad(folder, "w.wav: 8000 Hz, wanted 16000 Hz")
+    noise(folder / "16000/weak/w.wav")
     (folder / "metadata" / "weak.tsv").write_text("filename\tevent_labels\nw.wav\ta,c\n")
     bad(folder, "w.wav: unknown label 'c'")
 

@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from downstream.build_task import build, build_task
-from downstream.tasks import dcase2016_task2, hear_splits, maestro_5hr, open_task
+from downstream.tasks import dcase2016_task2, hear_folder, hear_splits, maestro_5hr, open_task
 from downstream.tasks.sources import Sources
 from tests.downstream.task_folders import noise
 from tests.downstream.test_tasks_midi import midi, off, on, pedal, track
@@ -118,6 +118,9 @@ def test_dcase_by_scene(dcase_raw: Path, tmp_path: Path, short_clips: None) -> N
     tested = [scene for r in folds.rotations for scene in scenes(folds, *r.test)]
     assert len(tested) == len(set(tested)) == 24
     for task in (official, apart, folds):
+        assert task.hear["splits"] == list(task.splits)
+        assert hear_folder.rotations(task.hear) == task.rotations
+        assert task.hear["task_name"] == "dcase2016_task2"  # heareval's settings go by it
         assert {c.file for c in task.clips(task.splits)} == {f"{s}.wav" for s in STEMS}
     with pytest.raises(ValueError, match="'scene_disjont'; did you mean 'scene_disjoint'"):
         open_task(folder, split="scene_disjont")
@@ -137,6 +140,7 @@ def test_dcase_incomplete(dcase_raw: Path, tmp_path: Path, short_clips: None) ->
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_maestro_from_an_archive_and_its_table(tmp_path: Path, short_clips: None) -> None:
     """1276 performances in the table; of those that are not drawn no file is there."""
     stems = [f"MIDI-Unprocessed_{i:04d}_wav--1" for i in range(1276)]
