@@ -8,6 +8,7 @@ this project hands it numbers, whether they come from its own code (`psds`) or f
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,9 @@ Roc = tuple[np.ndarray, np.ndarray]
 def sed_scores_eval() -> ModuleType:
     """The package's intersection-based part; it imports slowly, and not every use needs it."""
     try:
-        from sed_scores_eval import intersection_based
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="dcase_util")  # imported by it, and outdated
+            from sed_scores_eval import intersection_based
     except ImportError as error:
         raise ImportError(
             "PSDS needs sed_scores_eval, which is not installed with the other dependencies: "
