@@ -47,7 +47,19 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._finished = {cell.id: cell for cell in read(self.folder)}
+        self._finished: dict[str, Cell] = {}
+        self._seen: tuple[int, int] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what other processes have finished meanwhile."""
+        path = self.folder / _LINES
+        if not path.is_file():
+            return
+        stat = os.stat(path)
+        if (stamp := (stat.st_size, stat.st_mtime_ns)) != self._seen:
+            self._finished = {cell.id: cell for cell in read(self.folder)}
+            self._seen = stamp
 
     def finished(self, key: Key) -> Cell | None:
         """The cell of this key, if it is there: the same was asked for and run to its end."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from downstream import evaluate as evaluation
+from downstream import sweep
 from hear_pretrainedsed import cli, plugins
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -76,7 +77,7 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         assert cell["config"]["grid"] == "faster"
     for part in ("protocol hear, probe", "protocol paper-scaled, probe", "protocol paper, knn"):
         assert part in shown
-    monkeypatch.setattr(evaluation, "score_task", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr(sweep, "score_task", lambda *_: pytest.fail("run again"))
     assert run(*words) == 0
     assert capsys.readouterr().out == shown
     assert len((tmp_path / "r" / "results.jsonl").read_text().splitlines()) == 6
