@@ -193,7 +193,7 @@ def _intersection_f1(counts: np.ndarray) -> np.ndarray:
 
 
 def _flat(counts: np.ndarray) -> np.ndarray:
-    return counts.reshape(len(counts), -1)
+    return counts.reshape(len(counts), counts.shape[1] * counts.shape[2])
 
 
 def _event_metric(
@@ -224,7 +224,8 @@ def _intersection_counts(sample: Sample) -> np.ndarray:
 def _apart(events: Sequence[Triple]) -> Sequence[Triple]:
     """Events with those of one class that overlap joined; if there are none, as they are."""
     ends: dict[str, float] = {}
-    for onset_s, offset_s, label in sorted(event[:3] for event in events):
+    lasting = (event[:3] for event in events if event[0] < event[1])
+    for onset_s, offset_s, label in sorted(lasting):
         if onset_s < ends.get(label, 0.0):
             return [event[:3] for event in merge_events(events)]
         ends[label] = offset_s
