@@ -109,6 +109,32 @@ def psds_of_counts(
     return float(value), np.array([per_class[class_name(i)] for i in range(n_classes)])
 
 
+def clip_changes(
+    scores: np.ndarray,
+    frame_s: float,
+    onset_s: np.ndarray,
+    offset_s: np.ndarray,
+    dtc: float,
+    gtc: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Changes that one clip makes to the counts of one class that occurs in it.
+
+    `scores` are (frames,), the reference events (events,). Gives the scores at which counts change,
+    and by how much true and false positives do, each (changes,). These are the parts that
+    sed_scores_eval's `intermediate_statistics_deltas` consists of, without its tables.
+    """
+    module = sed_scores_eval()
+    times = np.arange(len(scores) + 1) * frame_s
+    thresholds, *detections = module.intermediate_statistics.statistics.onset_offset_curves(
+        scores.astype(np.float64), times
+    )
+    events = (onset_s, offset_s, {}, {})
+    counts = module.intermediate_statistics.statistics_fn(*detections, *events, dtc, gtc, None)
+    found, false = _change(counts["tps"]), _change(counts["fps"])
+    changed = (found != 0) | (false != 0)
+    return thresholds[changed], found[changed], false[changed]
+
+
 def class_roc(
     scores: np.ndarray,
     found: np.ndarray,

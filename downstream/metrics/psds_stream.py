@@ -114,13 +114,16 @@ class ClipCounts:
 
     def add(self, number: int, scores: np.ndarray) -> None:
         """Count in the scores (frames, classes) of the clip of this number."""
-        classes = np.unique(self._clips.events(number).label)
+        events = self._clips.events(number)
+        classes = np.unique(events.label)
         self.false.add(scores, np.append(classes, self._absent))
-        if not len(classes):
-            return
-        counted = self._counted(number, scores, classes)
-        for label, one in zip(classes.tolist(), counted, strict=True):
-            self.occurring.setdefault(label, []).append(one)
+        for label in classes.tolist():
+            own = events.rows(events.label == label)
+            times = (self._clips.frame_s, own.onset_s, own.offset_s)
+            changes = psd_roc.clip_changes(scores[:, label], *times, self._dtc, self._gtc)
+            kinds = (scores.dtype, np.int32, np.int32)
+            counted = tuple(x.astype(kind) for x, kind in zip(changes, kinds, strict=True))
+            self.occurring.setdefault(label, []).append(counted)
 
     def merge(self, other: ClipCounts) -> None:
         """Add what was counted in other clips."""
@@ -132,25 +135,6 @@ class ClipCounts:
         """All changes of a class; the first ones are those of clips without it, scores falling."""
         score, false = self.false.curve(label)
         return [(score, np.zeros(len(score), np.int8), false), *self.occurring.get(label, [])]
-
-    def _counted(self, number: int, scores: np.ndarray, classes: np.ndarray) -> list[Counted]:
-        """sed_scores_eval's changes of the classes that occur in a clip."""
-        import pandas as pd
-
-        names = [psd_roc.class_name(label) for label in classes.tolist()]
-        times = np.arange(len(scores) + 1) * self._clips.frame_s
-        table = np.column_stack((times[:-1], times[1:], scores[:, classes]))
-        deltas = psd_roc.sed_scores_eval().intermediate_statistics_deltas(
-            {"clip": pd.DataFrame(table, columns=["onset", "offset", *names])},
-            {"clip": self._clips.named_events(number)},
-            dtc_threshold=self._dtc,
-            gtc_threshold=self._gtc,
-            cttc_threshold=None,
-        )["clip"]
-        return [
-            (score.astype(scores.dtype), *(counts[n].astype(np.int32) for n in ("tps", "fps")))
-            for score, counts in (deltas[name] for name in names)
-        ]
 
 
 def class_psds(
