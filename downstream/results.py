@@ -79,10 +79,13 @@ def append(folder: Path, cell: Cell) -> None:
     line = (cell.to_line() + "\n").encode()
     with locked(Path(folder) / _LOCK), open(path, "ab", buffering=0) as file:
         size = _mend(path)
-        if file.write(line) != len(line):
+        try:
+            if file.write(line) != len(line):
+                raise OSError(f"{path}: the disk is full")
+            os.fsync(file.fileno())
+        except OSError:
             os.truncate(path, size)
-            raise OSError(f"{path}: the disk is full")
-        os.fsync(file.fileno())
+            raise
 
 
 def _mend(path: Path) -> int:
@@ -114,14 +117,13 @@ def _is_cell(line: bytes) -> bool:
 def read(folder: Path) -> list[Cell]:
     """All finished cells of a folder; of those with one id the last one.
 
-    Half a line at the end (a killed run's, or another process is writing) is left out with a
-    warning. Raises `ValueError`, naming file and line, for any other line that is no cell of this
-    schema.
+    Half a line at the end, which a killed run has left, is left out with a warning. Raises
+    `ValueError`, naming file and line, for any other line that is no cell of this schema.
     """
     path = Path(folder) / _LINES
     if not path.is_file():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
+    *lines, rest = _content(path).split(b"\n")
     if rest and _is_cell(rest):
         lines.append(rest)
     elif rest:
@@ -134,6 +136,15 @@ def read(folder: Path) -> list[Cell]:
             raise ValueError(f"{path}, line {number}: {error}") from None
         cells[cell.id] = cell
     return list(cells.values())
+
+
+def _content(path: Path) -> bytes:
+    """All bytes of the file of lines, not while another process is writing."""
+    try:
+        with locked(path.with_name(_LOCK)):
+            return path.read_bytes()
+    except OSError:  # a folder that cannot be written to has no writer either
+        return path.read_bytes()
 
 
 def write_arrays(folder: Path, cell_id: str, found: Found, labels: Sequence[str]) -> Path:
