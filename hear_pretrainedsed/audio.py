@@ -9,6 +9,7 @@ Resampling is soxr's HQ (band-limited, linear phase, delay compensated).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ _BLOCK_SAMPLES = 1 << 19  # decoded at a time, all channels together: 2 MiB
 _FIRST_BUFFER_SAMPLES = 4000 * SAMPLE_RATE  # a header's claim of more is believed as it is read
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a FLAC stream without a length
 _UNKNOWN_BYTES = 0x7FFF_F000  # sizes from here on are what streaming writers leave in a header
+_LEAD_SAMPLES = 1 << 14  # decoded before a part: MP3 and Ogg need what came before, a filter too
 _OGG_PAGE_BYTES = 65_307  # the longest Ogg page (RFC 3533, section 6)
 
 # libsndfile shortens such a file silently; its log keeps what the header had claimed.
@@ -79,6 +81,79 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
     except soundfile.LibsndfileError as error:
         reason = _REASONS.get(error.code, "damaged or truncated")
         raise AudioError(f"{path}: {reason}") from None
+
+
+def read_part(
+    path: str | os.PathLike[str],
+    start_samples: int,
+    n_samples: int,
+    sample_rate: int = SAMPLE_RATE,
+) -> Tensor:
+    """Read `read_audio(path)[start_samples : start_samples + n_samples]`, and little else.
+
+    The file is sought, so that a part of an hour costs what the part does (a stream that cannot be
+    sought is decoded up to there, block by block). Equal to the last bit where the file is lossless
+    and at `sample_rate`; MP3, Ogg and resampled files differ by rounding.
+
+    Raises `AudioError` as `read_audio`, for what can be seen without decoding the rest, and
+    `ValueError` for a part that begins after the file's end or has no samples.
+    """
+    if start_samples < 0 or n_samples < 1:
+        raise ValueError(f"a part of {n_samples} samples from {start_samples} on is no part")
+    path = Path(path)
+    _check_readable(path)
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: headerless audio (.raw); convert it to WAV or FLAC")
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            _check_whole(path, file)
+            return torch.from_numpy(_part(path, file, start_samples, n_samples, sample_rate))
+    except soundfile.LibsndfileError as error:
+        reason = _REASONS.get(error.code, "damaged or truncated")
+        raise AudioError(f"{path}: {reason}") from None
+
+
+def _part(
+    path: Path, file: soundfile.SoundFile, start: int, n_samples: int, sample_rate: int
+) -> np.ndarray:
+    """The part (up to n_samples,) that begins at sample `start` of the result."""
+    rate = file.samplerate
+    common = math.gcd(rate, sample_rate)
+    # Every so many samples one of the file and one of the result are at the same time.
+    step, step_out = rate // common, sample_rate // common
+    lead = -(-_LEAD_SAMPLES // step)
+    first = max(0, start // step_out - lead)
+    end = -(-(start + n_samples) // step_out) + lead
+    mono = _mono_part(path, file, first * step, (end - first) * step)
+    part = mono
+    if rate != sample_rate:
+        import soxr
+
+        part = soxr.resample(mono, rate, sample_rate, "HQ") if len(mono) else mono
+    length = resampled_length(len(mono), rate, sample_rate) if len(mono) else 0
+    skipped = start - first * step_out
+    if length <= skipped:
+        raise ValueError(f"{path}: no sample {start} at {sample_rate} Hz: it ends before")
+    out = np.zeros(min(length - skipped, n_samples), np.float32)
+    found = part[skipped : skipped + len(out)]
+    out[: len(found)] = found
+    return out
+
+
+def _mono_part(path: Path, file: soundfile.SoundFile, first: int, n: int) -> np.ndarray:
+    """Up to `n` samples of a file from `first` on, the mean over channels."""
+    if file.seekable() and file.frames < _UNKNOWN_FRAMES:
+        file.seek(min(first, file.frames))
+        blocks = [_mono(path, file.read(n, dtype="float32", always_2d=True), first)]
+    else:
+        blocks, place = [], 0
+        with _Stream(os.fsencode(path)) as stream:
+            for block in _mono_blocks(path, stream):
+                blocks.append(block[max(0, first - place) : first + n - place])
+                place += len(block)
+                if place >= first + n:
+                    break
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _check_readable(path: Path) -> None:
@@ -158,16 +233,22 @@ def _read(path: Path, file: _Stream, sample_rate: int) -> np.ndarray:
 def _mono_blocks(path: Path, file: _Stream) -> Iterator[np.ndarray]:
     """Blocks (samples,) float32, the mean over channels; NaN and Inf are refused."""
     n_block = max(1, _BLOCK_SAMPLES // file.channels)
-    ones = np.ones(file.channels, np.float32)
     start = 0
     while len(block := file.read(n_block, dtype="float32", always_2d=True)):
-        mono = block[:, 0].copy() if file.channels == 1 else (block @ ones) / file.channels
-        bad = np.flatnonzero(~np.isfinite(mono))
-        if len(bad):
-            name = "NaN" if np.isnan(block[bad[0]]).any() else "Inf"
-            raise AudioError(f"{path}: {name} at sample {start + bad[0]}")
-        start += len(mono)
-        yield mono
+        yield _mono(path, block, start)
+        start += len(block)
+
+
+def _mono(path: Path, block: np.ndarray, start: int) -> np.ndarray:
+    """Mean over channels (samples,) of a block (samples, channels) that begins at `start`."""
+    n_channels = block.shape[1]
+    ones = np.ones(n_channels, np.float32)
+    mono = block[:, 0].copy() if n_channels == 1 else (block @ ones) / n_channels
+    bad = np.flatnonzero(~np.isfinite(mono))
+    if len(bad):
+        name = "NaN" if np.isnan(block[bad[0]]).any() else "Inf"
+        raise AudioError(f"{path}: {name} at sample {start + bad[0]}")
+    return mono
 
 
 def _append(buffer: np.ndarray, n_used: int, block: np.ndarray) -> tuple[np.ndarray, int]:
