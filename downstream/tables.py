@@ -29,7 +29,8 @@ class Row:
     differing: settings in which results of this task, protocol and mode differ. value: mean over
     seeds. interval: 95 %, over units and seeds. p: of no difference from the best checkpoint, with
     Holm's correction over all pairs of checkpoints (the best one is only known afterwards); None
-    for the best one itself, and without intervals.
+    for the best one itself, and without intervals. cells: what it is of, by seed. draws: of
+    `value` (draws,).
     """
 
     task: str
@@ -44,6 +45,8 @@ class Row:
     n_seeds: int
     n_units: int
     unit: str
+    cells: tuple[Cell, ...] = field(default=(), compare=False, repr=False)
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
 
 def table(cells: Iterable[Cell], generator: np.random.Generator | None = None) -> list[Row]:
@@ -131,6 +134,8 @@ def _rows(
             len(entry.cells),
             sampling.n_units,
             first.unit,
+            tuple(entry.cells[seed] for seed in sorted(entry.cells)),
+            entry.draws,
         )
         for entry, p in zip(ranked, _against_best(ranked, sampling), strict=True)
     ]
