@@ -13,13 +13,14 @@ class Batch:
 
     audio: (batch, samples). targets: (batch, frames, classes) in 0..1. spec: (batch, 1, mels,
     spec_frames), once the front end has seen the audio. pseudo: a teacher's scores, shaped as
-    `targets`, where there is a teacher.
+    `targets`, where there is a teacher. files: the clips' names, for messages.
     """
 
     audio: Tensor
     targets: Tensor
     spec: Tensor | None = None
     pseudo: Tensor | None = None
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -1,0 +1,224 @@
+"""Train a model: Lightning's trainer around `Learner`, gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from lightning.pytorch.strategies import DDPStrategy
+
+from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.registry import unknown
+from hear_pretrainedsed.training.learner import LAST, Learner, Loss, Validate, bce
+from hear_pretrainedsed.training.pieces import Order
+from hear_pretrainedsed.training.plan import Place, Plan
+
+CONFIG = "config.json"
+_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+_TIMEOUT = timedelta(hours=2)  # processes wait for the one that validates
+
+LOGGERS: dict[str, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "csv": (),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+}
+"""Loggers, and the packages of which they need one."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training ended.
+
+    n_steps: steps that were made. kept_step: the one whose weights were kept. valid_score: theirs.
+    valid_scores: (step, score) of every validation. loss: of the last step. micro_pieces: pieces in
+    memory at a time, at the end.
+    """
+
+    n_steps: int
+    kept_step: int
+    valid_score: float
+    valid_scores: tuple[tuple[int, float], ...]
+    loss: float
+    micro_pieces: int
+
+
+def fit(
+    model: SEDModel,
+    order: Order,
+    plan: Plan,
+    place: Place,
+    *,
+    validate: Validate,
+    config: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    loss: Loss = bce,
+) -> Fitted:
+    """Train a model, in place; left in eval mode on the CPU, with the weights that are kept.
+
+    A run that was killed goes on from what it has left in `place.folder`, and ends as it would have
+    without: to the last bit on a CPU with the same number of threads.
+
+    Args:
+        model: with a head that emits logits of the targets' classes.
+        order: pieces of the recordings; its seed is that of all chance in the run.
+        plan, place: how, and where.
+        validate: the model, in eval mode -> a score, the larger the better; -inf: none.
+        config: whatever else the result depends on; JSON.
+        tell: is called with a line on where the training is.
+        loss: (logits, targets), both (batch, frames, classes) -> (batch,).
+
+    Raises:
+        ValueError: the folder holds a run of another config (the differences are named), or a loss
+            is not finite (the pieces are named).
+        OSError: what a run goes on from cannot be written.
+        MemoryError: even one piece at a time is too much.
+    """
+    folder = place.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = _trainer(place, plan.precision)
+    if trainer.is_global_zero:
+        check_config(folder, _content(order, plan, config or {}))
+    learner = Learner(model, order, plan, place, validate, tell, loss)
+    last = folder / LAST
+    with _quiet():
+        trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
+    learner.write_result()
+    model.cpu()
+    progress = learner.progress
+    kept = progress.best if plan.patience is not None else progress.scores[-1]
+    return Fitted(
+        progress.step,
+        *kept,
+        tuple(progress.scores),
+        progress.loss,
+        learner.micro_pieces,
+    )
+
+
+def default_logger() -> str:
+    """TensorBoard where a package for it is installed, else CSV."""
+    return "tensorboard" if _installed("tensorboard") else "csv"
+
+
+def _installed(name: str) -> bool:
+    packages = LOGGERS[name]
+    return not packages or any(find_spec(package) for package in packages)
+
+
+def check_logger(name: str) -> None:
+    """Refuse a logger that nobody knows, or whose package is missing."""
+    if name not in LOGGERS:
+        raise ValueError(unknown("logger", name, LOGGERS))
+    if not _installed(name):
+        raise ValueError(f"the logger {name} needs the package {LOGGERS[name][0]}")
+
+
+def _logger(name: str, folder: Path) -> Logger:
+    check_logger(name)
+    if name == "wandb":
+        return WandbLogger(save_dir=folder, name=folder.name)
+    if name == "mlflow":
+        return MLFlowLogger(save_dir=str(folder / "log"))
+    kind = TensorBoardLogger if name == "tensorboard" else CSVLogger
+    return kind(folder, name="log", version="")
+
+
+def _trainer(place: Place, precision: str) -> Trainer:
+    accelerator, _, index = place.device.partition(":")
+    several = place.n_devices * place.n_nodes > 1
+    strategy = DDPStrategy(find_unused_parameters=True, timeout=_TIMEOUT) if several else "auto"
+    with _quiet():
+        return Trainer(
+            accelerator="gpu" if accelerator == "cuda" else accelerator,
+            devices=[int(index)] if index else place.n_devices,
+            num_nodes=place.n_nodes,
+            strategy=strategy,
+            sync_batchnorm=several and accelerator == "cuda",
+            precision=_PRECISION[precision],
+            max_epochs=1,  # the one stream of pieces: epochs are `Order`'s
+            logger=_logger(place.logger, place.folder) if place.logger else False,
+            default_root_dir=place.folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+
+
+def _content(order: Order, plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a run's numbers depend on."""
+    return {**config, "seed": order.seed, "n_pieces": order.n_pieces, **asdict(plan)}
+
+
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder with a run of another config; note this one where there is none."""
+    path = folder / CONFIG
+    text = json.dumps(config, indent=1, sort_keys=True)
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        with whole_file(path) as file:
+            file.write(text.encode() + b"\n")
+        return
+    except ValueError:
+        raise ValueError(f"{path} is no JSON: it does not say what was begun there") from None
+    now = json.loads(text)
+    names = sorted(there.keys() | now.keys())
+    apart = [
+        f"{name} was {there.get(name)!r}, is {now.get(name)!r}"
+        for name in names
+        if there.get(name) != now.get(name)
+    ]
+    if apart:
+        raise ValueError(
+            f"{folder} holds a run that was begun with other settings: {'; '.join(apart)}. "
+            "Set them as they were, or take another folder"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No notes of Lightning's, and Ctrl-C as Python has it: Lightning makes it an exit of 1."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted = False
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    except SystemExit:
+        interrupted = isinstance(sys.exc_info()[1].__context__, KeyboardInterrupt)
+        if not interrupted:
+            raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+    if interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,94 @@
+"""What is set about a training: how it goes, and where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.registry import unknown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training goes; its numbers depend on all of this.
+
+    n_steps, n_warmup_steps: of the optimiser; the lr rises in a line, then falls to 0 in half a
+        cosine. batch_pieces: 10 s pieces a step.
+    lr, backbone_lr, weight_decay, vector_decay, layer_decay: as in `param_groups`.
+    wavmix, mixup: probabilities; None: not done.
+    balanced: as in `pieces.Order`.
+    ema_decay: of the average of weights that is validated and kept; None: the weights themselves.
+    freeze_norms: batch norms keep the statistics that they came with, so that a step does not
+        depend on how its batch is cut up.
+    draw_mel_edges: front ends whose mel range was drawn in their own training get another one a
+        step.
+    valid_every_steps: None: after the last step alone. patience: the run ends when so many
+        validations in a row bring nothing better, and the best weights are kept; None: it goes to
+        its end, and the last weights are kept.
+    precision: "fp32" or "bf16" (mixed).
+    """
+
+    n_steps: int
+    n_warmup_steps: int
+    batch_pieces: int
+    lr: float
+    weight_decay: float
+    layer_decay: float = 1.0
+    vector_decay: float = 0.0
+    backbone_lr: float | None = None
+    wavmix: float | None = None
+    mixup: float | None = None
+    balanced: float | None = None
+    ema_decay: float | None = None
+    freeze_norms: bool = False
+    draw_mel_edges: bool = False
+    valid_every_steps: int | None = None
+    patience: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_pieces", "valid_every_steps", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(unknown("precision", self.precision, PRECISIONS))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs; its numbers depend on it by rounding alone.
+
+    With one exception: batch norms that are not frozen take their statistics from
+    `micro_pieces` pieces.
+
+    folder: for what a killed run goes on from, and for logs; made if need be.
+    device: "cpu", "cuda" or "cuda:1". n_devices, n_nodes: processes of data-parallel training;
+        several nodes are started as torchrun or Slurm does.
+    micro_pieces: pieces in memory at a time, whose gradients are summed; None: all of a process's
+        on a GPU up to 64, 8 on a CPU; halved when memory runs out.
+    n_workers: processes that read audio; 0: the training process does.
+    logger: a name of `fit.LOGGERS`; None: no log.
+    save_every_steps: how often it is saved what a killed run goes on from.
+    """
+
+    folder: Path
+    device: str = "cpu"
+    n_devices: int = 1
+    n_nodes: int = 1
+    micro_pieces: int | None = None
+    n_workers: int = 0
+    logger: str | None = None
+    save_every_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("n_devices", "n_nodes", "micro_pieces", "save_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+
+    @property
+    def micro(self) -> int:
+        """Pieces in memory at a time, to begin with."""
+        return self.micro_pieces or (8 if self.device == "cpu" else 64)
