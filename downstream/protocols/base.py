@@ -22,6 +22,8 @@ class Settings:
 
     precision: of frames and head, "fp32" or "bf16". device: of the head's training.
     steps_scale: protocol `paper`: shrinks its steps, which marks the result `paper-scaled`.
+    max_steps: mode `finetune`: no training has more steps; where that shrinks it, it is as if
+        `steps_scale` had, and marks the result likewise.
     grid_points: protocol `hear`: how many points of its grid are tried. grid: which grid.
     tell: is called with a line on where the training is.
     """
@@ -31,6 +33,7 @@ class Settings:
     steps_scale: float | None = None
     grid_points: int = 8
     grid: str = "default"
+    max_steps: int | None = None
     tell: Callable[[str], None] = _nobody
 
 

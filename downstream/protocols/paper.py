@@ -59,22 +59,11 @@ class Kit:
     settings: Settings
     seed: int
 
-    @property
-    def median_frames(self) -> int:
-        """Width of the median filter, rounded as heareval does."""
-        return round(self.task.facts.median_s / GRID.hop_s)
-
     def outcome(
         self, values: Mapping[str, np.ndarray], threshold: float
     ) -> tuple[dict[str, np.ndarray], dict[str, list[Triple]]]:
         """Logits or scores {file: (frames, classes)} -> the same, smoothed; and events."""
-        smooth = {file: median_filter(x, self.median_frames) for file, x in values.items()}
-        shortest = self.task.facts.min_duration_s
-        events = {
-            file: to_events(runs(x, threshold), self.task.labels, min_duration_s=shortest)
-            for file, x in smooth.items()
-        }
-        return smooth, events
+        return outcome(self.task, values, threshold)
 
     def run_of(self, data: heads.LabelledFrames, lrs: Sequence[float]) -> heads.Run:
         """How long a training is; `steps_scale` shrinks warm-up and total alike."""
@@ -138,7 +127,7 @@ def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Fou
     scores = {file: sigmoid(x) for file, x in smooth.items()}
     name = "paper" if settings.steps_scale in (None, 1) else "paper-scaled"
     config = {"protocol": name, "steps_scale": settings.steps_scale or 1, **asdict(RECIPE)}
-    return Found(scores, events, _folds(task), tuple(chosen), config | _smoothing(kit))
+    return Found(scores, events, folds_of(task), tuple(chosen), config | smoothing(task))
 
 
 def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
@@ -157,7 +146,25 @@ def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found
     scores, events = kit.outcome(votes, threshold)
     config = {"protocol": "paper", "k": K, "threshold": threshold}
     chosen = tuple({} for _ in task.rotations)
-    return Found(scores, events, _folds(task), chosen, config | _smoothing(kit))
+    return Found(scores, events, folds_of(task), chosen, config | smoothing(task))
+
+
+def outcome(
+    task: Task, values: Mapping[str, np.ndarray], threshold: float
+) -> tuple[dict[str, np.ndarray], dict[str, list[Triple]]]:
+    """Logits or scores {file: (frames, classes)} -> the same, smoothed; and events."""
+    smooth = {file: median_filter(x, median_frames(task)) for file, x in values.items()}
+    shortest = task.facts.min_duration_s
+    events = {
+        file: to_events(runs(x, threshold), task.labels, min_duration_s=shortest)
+        for file, x in smooth.items()
+    }
+    return smooth, events
+
+
+def median_frames(task: Task) -> int:
+    """Width of the median filter, rounded as heareval does."""
+    return round(task.facts.median_s / GRID.hop_s)
 
 
 def worth(values: Sequence[float], task: Task) -> list[float]:
@@ -166,11 +173,13 @@ def worth(values: Sequence[float], task: Task) -> list[float]:
     return [-math.inf if math.isnan(value) else sign * value for value in values]
 
 
-def _smoothing(kit: Kit) -> dict[str, Any]:
-    return {"median_frames": kit.median_frames, "min_duration_s": kit.task.facts.min_duration_s}
+def smoothing(task: Task) -> dict[str, Any]:
+    """What `outcome` is set to, for the record."""
+    return {"median_frames": median_frames(task), "min_duration_s": task.facts.min_duration_s}
 
 
-def _folds(task: Task) -> tuple[tuple[str, ...], ...]:
+def folds_of(task: Task) -> tuple[tuple[str, ...], ...]:
+    """The test files of each rotation."""
     return tuple(tuple(clip.file for clip in task.clips(r.test)) for r in task.rotations)
 
 
