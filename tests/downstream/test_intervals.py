@@ -124,11 +124,11 @@ def test_a_value_that_never_changes_has_an_interval_of_itself() -> None:
 
 def test_seeds_are_resampled_as_well() -> None:
     rng = np.random.default_rng(0)
-    seeds, units = rng.normal(0, 0.3, (4, 1)), rng.normal(0, 0.4, 20000)
+    seeds, units = rng.normal(0, 1, (3, 1)), rng.normal(0, 0.4, 20000)
     draws = over_seeds(seeds + units, rng)
-    wanted = 0.4**2 + seeds.var(ddof=1) / 4
+    wanted = 0.4**2 + seeds.var(ddof=1) / 3
     assert draws.var() == pytest.approx(wanted, rel=0.05)
-    assert draws.mean() == pytest.approx(seeds.mean(), abs=0.01)
+    assert draws.mean() == pytest.approx(seeds.mean(), abs=0.02)
     assert np.array_equal(over_seeds(units[None], rng), units)
 
 

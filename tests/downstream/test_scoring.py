@@ -21,6 +21,7 @@ from downstream.metrics import (
     segment_error_rate,
     segment_f1,
 )
+from downstream.resampled import psds_draws
 from downstream.scoring import METRICS, Sample, get_metric, main_score, score_task
 from downstream.tasks.task import Clip, Task
 from hear_pretrainedsed.events import merge_events
@@ -133,16 +134,45 @@ def test_draws_are_values_of_repeated_files(name: str, n_levels: int | None) -> 
     assert len({round(value, 6) for value in wanted}) > 6
 
 
-@pytest.mark.parametrize(("name", "noise"), [("psds1", 0.55), ("psds2", 0.7)])
-def test_psds_draws_where_few_thresholds_are_within_the_limit(name: str, noise: float) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"dtc": 0.3, "gtc": 0.3, "alpha_st": 0.0, "max_efpr": 200.0},
+        {"dtc": 0.3, "gtc": 0.3, "alpha_st": 0.5, "max_efpr": 600.0},
+        {"dtc": 0.5, "gtc": 0.2, "cttc": 0.1, "alpha_ct": 1.0, "alpha_st": 0.3, "max_efpr": 900.0},
+    ],
+)
+def test_psds_draws_of_poor_scores(setting: dict[str, float]) -> None:
     rng = np.random.default_rng(2)
-    task = small_task(rng, (name,), n_clips=40, n_events=1, duration_s=10.0)
-    sample = sample_of(task, some_found(rng, task, noise))
-    weights = np.vstack((np.ones(40, int), rng.multinomial(40, np.full(40, 1 / 40), size=6)))
-    _, draws = METRICS[name].measure(sample, weights)
-    wanted = [METRICS[name].value(repeated(sample, row)) for row in weights]
-    assert 0.01 < min(wanted) and max(wanted) < 0.99
+    task = small_task(rng, ("psds1",), n_clips=25, n_events=2, duration_s=10.0)
+    sample = sample_of(task, some_found(rng, task, 0.9, 200))
+    weights = np.vstack((np.ones(25, int), rng.multinomial(25, np.full(25, 1 / 25), size=12)))
+
+    def facts(part: Sample) -> tuple[Any, ...]:
+        return part.scores, 0.04, part.labels, part.reference, part.durations_s
+
+    draws = psds_draws(*facts(sample), weights, **setting)
+    wanted = [psds(*facts(repeated(sample, row)), **setting).micro for row in weights]
+    assert 0.05 < min(wanted) and max(wanted) < 0.98
     assert draws == pytest.approx(wanted, abs=1e-9)
+
+
+def test_psds_draws_up_to_the_last_false_positive_that_counts() -> None:
+    """One peak a clip, so that each clip without the class adds one false positive at most."""
+    rng = np.random.default_rng(0)
+    peak = 1 - np.abs(np.arange(250) - 50) / 250
+    scores = {str(i): (h * peak)[:, None] for i, h in enumerate(rng.uniform(0.2, 0.9, 40))}
+    events = {name: [(0.0, 10.0, "a")] if int(name) % 2 else [] for name in scores}
+    durations = dict.fromkeys(scores, 10.0)
+    weights = rng.multinomial(40, np.full(40, 1 / 40), size=20)
+    setting = {"dtc": 0.1, "gtc": 0.01, "max_efpr": 75.0}  # 8 in 400 s
+    draws = psds_draws(scores, 0.04, ["a"], events, durations, weights, **setting)
+    sample = Sample(["a"], events, dict.fromkeys(scores, ()), scores, durations)
+    for row, draw in zip(weights, draws, strict=True):
+        part = repeated(sample, row)
+        facts = (part.scores, 0.04, ["a"], part.reference, part.durations_s)
+        assert draw == pytest.approx(psds(*facts, **setting).micro, abs=1e-9)
+    assert 0.05 < min(draws) < max(draws) < 0.95
 
 
 def test_a_draw_without_reference_events_has_no_value() -> None:
