@@ -7,8 +7,9 @@ appended to RESULTS/results.jsonl; the same command goes on where it was.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import CHECKPOINTS, unknown
 
+EXECUTORS = {"local": "downstream.sweep", "ray": "downstream.sweep_ray"}
 Names = Annotated[list[str], Option("--checkpoints", help="Names or patterns, as in `list`.")]
 Tasks = Annotated[list[str], Option("--tasks", help="Folders, or names below --data.")]
 Protocols = Annotated[list[str], Option("--protocols", help="hear, paper, best.")]
@@ -36,6 +38,7 @@ Data = Annotated[Path | None, Option("--data", help="Folder of task folders; non
 Embeddings = Annotated[Path | None, Option("--embeddings", help="Folder for frames, made once.")]
 GridPoints = Annotated[int, Option(min=1, help="hear: points of heareval's grid.")]
 Grid = Annotated[str, Option(help="hear: default, fast or faster.")]
+Executor = Annotated[str, Option(help="local, or ray: a Ray cluster (RAY_ADDRESS).")]
 StepsScale = Annotated[float | None, Option(help="paper: steps times this; paper-scaled.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about a task's data are errors.")]
 
@@ -55,6 +58,7 @@ def evaluate(
     precision: Precision = "fp32",
     device: Device = "auto",
     strict: Strict = False,
+    executor: Executor = "local",
 ) -> None:
     """Score checkpoints on tasks under named protocols; a table at the end."""
     if precision not in PRECISIONS:
@@ -63,6 +67,7 @@ def evaluate(
         raise ValueError(unknown("grid", grid, GRIDS))
     if steps_scale is not None and not 0 < steps_scale < float("inf"):
         raise ValueError(f"--steps-scale is {steps_scale}; it has to be above 0 (1: all steps)")
+    work = executor_of(executor)
     settings = Settings(precision, str(device_of(device)), steps_scale, grid_points, grid)
     names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
     wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
@@ -73,11 +78,18 @@ def evaluate(
     place = sweep.Place(results, embeddings or cache_folder() / "embeddings", settings)
     screen = Screen(len(todo))
     with screen.bar:
-        sweep.work(todo, place, screen.tell, screen.done)
+        work(todo, place, screen.tell, screen.done)
     if screen.cells:
         Console().print(results_table(screen.cells))
     if screen.n_failed:
         raise typer.Exit(1)
+
+
+def executor_of(name: str) -> Callable[[Sequence[Job], sweep.Place, sweep.Tell, sweep.Done], None]:
+    """Who does the jobs."""
+    if name not in EXECUTORS:
+        raise ValueError(unknown("executor", name, EXECUTORS))
+    return import_module(EXECUTORS[name]).work
 
 
 def split_list(values: Sequence[str]) -> list[str]:

@@ -65,6 +65,10 @@ class Store:
         """The cell of this key, if it is there: the same was asked for and run to its end."""
         return self._finished.get(key.id)
 
+    def cell(self, cell_id: str) -> Cell:
+        """The finished cell of this id."""
+        return self._finished[cell_id]
+
     def append(self, cell: Cell, found: Found) -> None:
         """Keep a finished cell, its arrays first."""
         labels = list(cell.metrics[cell.main_metric].per_class)

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "hear")
 CORE_TOOLS = ("pytest", "hypothesis", "ruff")  # the small part of `dev`
-HEAR_EXTRAS = ("downstream", "pretraining", "hear", "export", "dev")
+HEAR_EXTRAS = ("downstream", "pretraining", "hear", "export", "ray", "dev")
 STAMP = "make_env.json"
 PYTHON_NEEDED = (3, 11)
 LIBC = ctypes.CDLL(None, use_errno=True)
