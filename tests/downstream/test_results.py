@@ -274,10 +274,8 @@ def _write_some(folder: Path, cell: Cell, number: int) -> None:
 @pytest.mark.filterwarnings("error:.*half")
 def test_several_processes_may_write_to_one_folder(tmp_path: Path) -> None:
     cell = a_cell()
-    context = multiprocessing.get_context("fork")
-    writers = [
-        context.Process(target=_write_some, args=(tmp_path, cell, number)) for number in range(4)
-    ]
+    process = multiprocessing.get_context("fork").Process
+    writers = [process(target=_write_some, args=(tmp_path, cell, n)) for n in range(4)]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -285,8 +283,7 @@ def test_several_processes_may_write_to_one_folder(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    found = read(tmp_path)
-    assert {one.seed for one in found} == {100 * n + i for n in range(4) for i in range(15)}
+    assert {c.seed for c in read(tmp_path)} == {100 * n + i for n in range(4) for i in range(15)}
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
