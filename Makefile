@@ -24,7 +24,7 @@ help:
 	@echo "make test    the whole test suite, stock HEAR tools included (needs a C compiler)"
 	@echo "make quick   the tests that take under 3 minutes together"
 	@echo "make lint    ruff: rules and format"
-	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX"
+	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX, protocol hear"
 	@echo "make hear    stock heareval: CHECKPOINTS=\"beats.strong ...\" TASKS=\"FOLDER ...\""
 	@echo "make clean   remove .venv and caches"
 
@@ -50,9 +50,11 @@ lint: env-core
 # the front end is compared with torchaudio, which is on the HEAR level
 bench: env-hear
 	@$(PY) -m benchmarks.embed
+	@$(PY) -m benchmarks.sequence_models
 	@$(PY) -m benchmarks.streaming
 	@$(PY) -m benchmarks.metrics
 	@$(PY) -m benchmarks.export
+	@$(PY) -m benchmarks.hear_protocol --bf16
 
 hear: env-hear
 	@$(PY) tools/hear.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(TASKS),--tasks $(TASKS)) $(HEAR_ARGS)
