@@ -24,7 +24,7 @@ import torch
 
 from downstream.embeddings import Weights
 from downstream.intervals import Interval, Sampling, interval
-from downstream.protocols.base import Found, Settings
+from downstream.protocols import PROTOCOLS, Found, Settings
 from downstream.scoring import Result
 from downstream.tasks.task import Task
 from hear_pretrainedsed import __version__
@@ -32,7 +32,6 @@ from hear_pretrainedsed.registry import unknown
 
 SCHEMA = 1
 _ROOT = Path(__file__).resolve().parents[1]
-_NOT_SET = ("tell", "device")  # settings on which a number does not depend by intent
 
 
 class Asked(Protocol):
@@ -49,7 +48,7 @@ class Asked(Protocol):
 class Key:
     """Everything that is set about a cell before it is run; `id` is its sha256.
 
-    config: the settings of the run. device: where it runs, which is not part of `id`.
+    config: the settings that the run depends on. device: where it runs, which is not part of `id`.
     """
 
     checkpoint: str
@@ -73,8 +72,7 @@ class Key:
 
 
 def key_of(asked: Asked, settings: Settings) -> Key:
-    """The key of a cell under these settings."""
-    config = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    """The key of a cell under those of these settings that its protocol and mode depend on."""
     return Key(
         checkpoint=asked.weights.checkpoint,
         weights_sha256=asked.weights.sha256,
@@ -84,7 +82,7 @@ def key_of(asked: Asked, settings: Settings) -> Key:
         protocol=asked.protocol,
         mode=asked.mode,
         seed=asked.seed,
-        config={name: value for name, value in config.items() if name not in _NOT_SET},
+        config=PROTOCOLS[asked.protocol].config(asked.mode, settings),
         device=settings.device,
     )
 

@@ -59,7 +59,16 @@ Mode = Callable[[Task, FrameSource, Settings, int], Found]  # ..., seed
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way to obtain a downstream number: a function for each of its modes."""
+    """A named way to obtain a downstream number: a function for each of its modes.
+
+    reads: fields of `Settings` that a mode depends on beside `precision`, which all do; what is not
+    among them does not make another result.
+    """
 
     name: str
     modes: Mapping[str, Mode]
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def config(self, mode: str, settings: Settings) -> dict[str, Any]:
+        """The settings that a mode depends on."""
+        return {name: getattr(settings, name) for name in ("precision", *self.reads.get(mode, ()))}

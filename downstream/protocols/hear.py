@@ -334,4 +334,4 @@ def _folds(task: Task) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(clip.file for clip in task.clips(r.test)) for r in task.rotations)
 
 
-PROTOCOL = Protocol("hear", {"probe": probe, "knn": knn})
+PROTOCOL = Protocol("hear", {"probe": probe, "knn": knn}, reads={"probe": ("grid", "grid_points")})

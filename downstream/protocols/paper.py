@@ -183,4 +183,4 @@ def folds_of(task: Task) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(clip.file for clip in task.clips(r.test)) for r in task.rotations)
 
 
-PROTOCOL = Protocol("paper", {"probe": probe, "knn": knn})
+PROTOCOL = Protocol("paper", {"probe": probe, "knn": knn}, reads={"probe": ("steps_scale",)})

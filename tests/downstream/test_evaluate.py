@@ -74,7 +74,9 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         assert list(cell["metrics"]) == ["event_onset_200ms_fms", "segment_1s_er"]
         assert cell["main_metric"] == "event_onset_200ms_fms"
         assert cell["unit"] == "clip"
-        assert cell["config"]["grid"] == "faster"
+    assert cells[0]["config"] == {"precision": "fp32", "grid": "faster", "grid_points": 1}
+    assert cells[3]["config"] == {"precision": "fp32", "steps_scale": 0.02}
+    assert cells[5]["config"] == {"precision": "fp32"}
     for part in ("protocol hear, probe", "protocol paper-scaled, probe", "protocol paper, knn"):
         assert part in shown
     monkeypatch.setattr(sweep, "score_task", lambda *_: pytest.fail("run again"))
