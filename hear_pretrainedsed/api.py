@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.checkpoints import build_for, load_weights
+from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.events import Event, scores_to_events
 from hear_pretrainedsed.fetch import fetch
 from hear_pretrainedsed.model import Options, SEDModel
@@ -104,7 +105,8 @@ def get_scene_embeddings(audio: Tensor, model: SEDModel) -> Tensor:
 def detect(
     audio: Tensor | str | os.PathLike[str],
     model: SEDModel,
-    threshold: float | Sequence[float] = 0.5,
+    threshold: float | Sequence[float] | None = None,
+    median_frames: int | Sequence[int] | None = None,
     **options: object,
 ) -> list[Event] | list[list[Event]]:
     """Events in a file, in one clip (samples,), or in each clip of (batch, samples).
@@ -112,7 +114,9 @@ def detect(
     Args:
         audio: a path, or audio at `model.sample_rate`.
         model: one with a trained head.
-        threshold: scores above it are events; one number or one a class.
+        threshold: scores above it are events; one number or one a class. None: what was calibrated
+            for the model, else 0.5.
+        median_frames: of the median filter, likewise; None: what was calibrated, else no filter.
         options: further keywords of `hear_pretrainedsed.events.scores_to_events`.
 
     Returns:
@@ -127,13 +131,10 @@ def detect(
     if not isinstance(audio, Tensor):
         audio = read_audio(audio, model.sample_rate)
     batch = audio if audio.ndim > 1 else audio[None]
-    duration_s = batch.shape[-1] / model.sample_rate
-    found = [
-        scores_to_events(
-            scores, model.labels, threshold=threshold, duration_s=duration_s, **options
-        )
-        for scores in model.scores(batch).cpu()
-    ]
+    options["duration_s"] = batch.shape[-1] / model.sample_rate
+    scored = model.scores(batch).cpu()
+    options |= decoding_for(model, model.labels, threshold, median_frames)
+    found = [scores_to_events(scores, model.labels, **options) for scores in scored]
     return found if audio.ndim > 1 else found[0]
 
 

@@ -92,12 +92,15 @@ def load_weights(model: SEDModel, path: str | Path, checkpoint: Checkpoint) -> L
         left_out.append("(no weak_head in the file: the model has no clip scores)")
     model.load_state_dict(state, strict=True, assign=True)
     loaded = Loaded(path, layout, record.sha256, left_out)
+    saved = contents.saved or Saved(None)
+    model.decoding = saved.decoding
     model.provenance = {
         "checkpoint": checkpoint.name,
         "file": path.name,
         "sha256": loaded.sha256,
         "layout": layout,
         "left_out": left_out,
+        "origin": saved.origin,
     }
     return loaded
 
@@ -154,15 +157,16 @@ def load_image_weights(model: SEDModel, path: str | Path) -> Loaded:
 def save_weights(model: SEDModel, path: str | Path) -> None:
     """Write the model in this project's own layout, atomically; the ending decides the format.
 
-    `.safetensors` and `.pt` hold the same: tensors under the names here, the checkpoint's name,
-    the kind of head and its classes. Raises ValueError for another ending or a missing folder.
+    `.safetensors` and `.pt` hold the same: tensors under the names here, the checkpoint's name, the
+    kind of head, its classes and their decoding, what it was trained from. Raises ValueError for
+    another ending or a missing folder.
     """
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     head = next((name for name, kind in HEADS.items() if type(model.head) is kind), None)
     first = next((v for k, v in state.items() if k.startswith("head.") and v.ndim > 1), None)
     n_classes = None if first is None else len(first)
-    saved = Saved(model.provenance.get("checkpoint"), head, model.labels, n_classes)
-    write(Path(path), state, saved)
+    name, origin = (model.provenance.get(key) for key in ("checkpoint", "origin"))
+    write(Path(path), state, Saved(name, head, model.labels, n_classes, model.decoding, origin))
 
 
 @contextmanager

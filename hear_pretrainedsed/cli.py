@@ -46,6 +46,7 @@ from hear_pretrainedsed.cli_options import (
     Vocabulary,
     Weights,
     Windowing,
+    check_decoding,
     check_fetched,
     check_head,
     layers_of,
@@ -54,6 +55,7 @@ from hear_pretrainedsed.cli_options import (
     say,
 )
 from hear_pretrainedsed.complexity import complexity
+from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.fetch import FetchError, fetch, find
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
@@ -215,7 +217,7 @@ def detect(
     checkpoint: CheckpointName,
     out: OutOrStdout = None,
     weights: Weights = None,
-    threshold: Threshold = 0.5,
+    threshold: Threshold = None,
     median_s: MedianS = None,
     min_duration_s: MinDurationS = None,
     top: Top = None,
@@ -236,7 +238,7 @@ def detect(
         check_fetched(known, labels)
     frames = median_frames_of(median_s)
     decoding = dict(threshold=threshold, median_frames=frames, min_duration_s=min_duration_s)
-    ev.scores_to_events(np.zeros((0, 0), np.float32), [], **decoding)  # refuse wrong values now
+    check_decoding(**decoding)
     kinds = set(formats or [Format.tsv])
     if out is None and (kinds != {Format.tsv} or save_scores or picture):
         raise ValueError("give a folder, -o DIR: without one, events are printed, as tsv")
@@ -273,7 +275,9 @@ class _Detector:
         model, name = self.run.model, recording.name
         scores, names = self._choose(self.run.compute(model.scores, recording, audio))
         duration_s = len(audio) / ev.GRID.sample_rate
-        found = ev.scores_to_events(scores, names, duration_s=duration_s, **self.decoding)
+        given = (self.decoding["threshold"], self.decoding["median_frames"])
+        decoding = self.decoding | decoding_for(model, names, *given)
+        found = ev.scores_to_events(scores, names, duration_s=duration_s, **decoding)
         self.found[name] = found
         if self.out is None:
             sys.stdout.write(ev.tsv({name: found}, heading=len(self.found) == 1))
@@ -283,7 +287,7 @@ class _Detector:
         if Format.tsv in self.kinds:
             ev.write_tsv(f"{stem}.events.tsv", {name: found})
         if Format.json in self.kinds:
-            facts = self.run.facts(recording, audio) | self.decoding
+            facts = self.run.facts(recording, audio) | decoding
             ev.write_json(f"{stem}.events.json", found, **facts)
         if Format.audacity in self.kinds:
             ev.write_audacity(f"{stem}.labels.txt", found)

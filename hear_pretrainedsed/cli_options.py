@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 
@@ -32,8 +33,13 @@ Device = Annotated[str, Option(help="auto (a GPU if there is one), cpu, cuda, cu
 BatchSize = Annotated[
     int | None, Option(help="10 s windows at a time; none: auto. Halved if memory runs out.")
 ]
-Threshold = Annotated[float, Option(help="Scores above it are events.")]
-MedianS = Annotated[float | None, Option(help="Median filter; an odd number of 40 ms frames.")]
+Threshold = Annotated[
+    float | None, Option(help="Scores above it are events; none: the model's own, else 0.5.")
+]
+MedianS = Annotated[
+    float | None,
+    Option(help="Median filter, an odd number of 40 ms frames; none: the model's own, if any."),
+]
 MinDurationS = Annotated[float | None, Option(help="Drop shorter events.")]
 Top = Annotated[int | None, Option(min=1, help="Only the classes that score highest in a file.")]
 Vocabulary = Annotated[Path | None, Option(help="Class names, where they are not known here.")]
@@ -71,6 +77,19 @@ def median_frames_of(median_s: float | None) -> int | None:
     if not 0 < median_s < float("inf"):
         raise ValueError(f"--median-s is a time in seconds above 0, got {median_s}")
     return 2 * round((median_s / ev.GRID.hop_s - 1) / 2) + 1
+
+
+def check_decoding(
+    threshold: float | None, median_frames: int | None, min_duration_s: float | None
+) -> None:
+    """Refuse wrong values before anything is loaded."""
+    ev.scores_to_events(
+        np.zeros((0, 0), np.float32),
+        [],
+        threshold=0 if threshold is None else threshold,
+        median_frames=median_frames,
+        min_duration_s=min_duration_s,
+    )
 
 
 def layers_of(text: str | None) -> int | list[int] | str | None:

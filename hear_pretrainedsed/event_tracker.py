@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hear_pretrainedsed.events import Event, frame_times, scores_to_events
+from hear_pretrainedsed.events import Event, frame_times, median_sizes, scores_to_events
 
 
 class EventTracker:
@@ -19,7 +19,7 @@ class EventTracker:
         self,
         labels: Sequence[str],
         threshold: float | Sequence[float] = 0.5,
-        median_frames: int | None = None,
+        median_frames: int | Sequence[int] | None = None,
         min_duration_s: float | None = None,
     ) -> None:
         decoding = dict(median_frames=median_frames, min_duration_s=min_duration_s)
@@ -27,7 +27,7 @@ class EventTracker:
         scores_to_events(nothing, labels, threshold=threshold, **decoding)  # refuse wrong values
         self.labels = tuple(labels)
         self._limits = np.asarray(threshold, np.float32)
-        self._median = _Median(median_frames or 1, len(labels))
+        self._median = _Medians(median_sizes(median_frames, len(labels)))
         self._shortest_s = 0.0 if min_duration_s is None else min_duration_s - 1e-9
         self._waiting = nothing  # scores of frames that the filter has not decided
         self._frame = 0
@@ -80,6 +80,42 @@ class EventTracker:
         self._first[which] = -1
         self._sum[which] = 0
         return sorted(found)
+
+
+class _Medians:
+    """A `_Median` for each of the classes' `sizes` (classes,); a frame is decided by all of them."""
+
+    def __init__(self, sizes: np.ndarray) -> None:
+        self._columns = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+        self._filters = [_Median(sizes[same[0]], len(same)) for same in self._columns]
+        self._decided = [np.zeros((0, len(same)), bool) for same in self._columns]
+
+    @property
+    def ahead(self) -> int:
+        """How many later frames it takes to decide on one."""
+        return max((one.ahead for one in self._filters), default=0)
+
+    def feed(self, active: np.ndarray) -> np.ndarray:
+        """The next frames (frames, classes) -> those that are now decided."""
+        new = [
+            one.feed(active[:, same])
+            for one, same in zip(self._filters, self._columns, strict=True)
+        ]
+        return self._joined(new, active)
+
+    def close(self) -> np.ndarray:
+        """The frames that were waiting."""
+        n_classes = sum(map(len, self._columns))
+        return self._joined([one.close() for one in self._filters], np.zeros((0, n_classes), bool))
+
+    def _joined(self, new: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+        known = [np.concatenate(pair) for pair in zip(self._decided, new, strict=True)]
+        n_decided = min(map(len, known), default=len(like))
+        out = np.zeros((n_decided, like.shape[1]), bool)
+        for same, rows in zip(self._columns, known, strict=True):
+            out[:, same] = rows[:n_decided]
+        self._decided = [rows[n_decided:] for rows in known]
+        return out
 
 
 class _Median:

@@ -42,17 +42,18 @@ def scores_to_events(
     labels: Sequence[str],
     *,
     threshold: float | Sequence[float] = 0.5,
-    median_frames: int | None = None,
+    median_frames: int | Sequence[int] | None = None,
     min_duration_s: float | None = None,
     duration_s: float | None = None,
 ) -> list[Event]:
     """Scores (frames, classes) of one clip -> its events, sorted by onset, then label.
 
     An event is a run of frames whose score, after a median filter over `median_frames` frames, is
-    above `threshold`: strictly, one value for all classes or one a class. Its score is the mean of
-    the *unfiltered* scores over the run, so that it may lie below the threshold where the filter
-    has bridged a gap. The filter is SciPy's: edges are reflected (as often as needed), an even
-    window reaches one frame further back than ahead and takes the upper of its two middle values.
+    above `threshold`, strictly; both are one value for all classes or one a class. Its score is the
+    mean of the *unfiltered* scores over the run, so that it may lie below the threshold where the
+    filter has bridged a gap. The filter is SciPy's: edges are reflected (as often as needed), an
+    even window reaches one frame further back than ahead and takes the upper of its two middle
+    values.
 
     With `duration_s`, times end there, and events that begin there or later (in frames that are
     padding) are dropped. `min_duration_s` drops shorter events, after that.
@@ -62,8 +63,9 @@ def scores_to_events(
     scores = _score_array(scores)
     _check_labels(labels, scores.shape[1])
     limits = _thresholds(threshold, scores)
-    _check_decoding(median_frames, min_duration_s, duration_s)
-    classes, first, end, mean = _all_runs(scores, limits, median_frames)
+    sizes = median_sizes(median_frames, scores.shape[1])
+    _check_times(min_duration_s, duration_s)
+    classes, first, end, mean = _all_runs(scores, limits, sizes)
     onset, offset = frame_times(first, duration_s), frame_times(end, duration_s)
     shortest = 0.0 if min_duration_s is None else min_duration_s - 1e-9  # 0.36 - 0.28 < 0.08
     kept = np.flatnonzero((offset > onset) & (offset - onset >= shortest))
@@ -108,11 +110,19 @@ def _thresholds(threshold: float | Sequence[float], scores: np.ndarray) -> np.nd
     return np.broadcast_to(limits, scores.shape[1:])
 
 
-def _check_decoding(
-    median_frames: int | None, min_duration_s: float | None, duration_s: float | None
-) -> None:
-    if median_frames is not None and (median_frames != int(median_frames) or median_frames < 1):
+def median_sizes(median_frames: int | Sequence[int] | None, n_classes: int) -> np.ndarray:
+    """Frames of the median filter (classes,), 1 where there is none."""
+    sizes = np.asarray(1 if median_frames is None else median_frames)
+    if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_classes):
+        raise ValueError(
+            f"median_frames is one number or {n_classes} (one a class), got {sizes.shape}"
+        )
+    if not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
         raise ValueError(f"median_frames is a whole number from 1, got {median_frames}")
+    return np.broadcast_to(sizes.astype(np.int64), n_classes)
+
+
+def _check_times(min_duration_s: float | None, duration_s: float | None) -> None:
     for name, value in (("min_duration_s", min_duration_s), ("duration_s", duration_s)):
         if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name} is a time in seconds, not negative, got {value}")
@@ -121,24 +131,24 @@ def _check_decoding(
 Runs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _all_runs(scores: np.ndarray, limits: np.ndarray, median_frames: int | None) -> Runs:
+def _all_runs(scores: np.ndarray, limits: np.ndarray, sizes: np.ndarray) -> Runs:
     """Runs of active frames: (class, first frame, end frame, mean score), each (runs,)."""
     candidates = np.flatnonzero((scores > limits).any(axis=0))  # no filter raises a class above
     parts = [
-        _runs(scores, limits, candidates[i : i + _CLASSES_AT_ONCE], median_frames)
+        _runs(scores, limits, candidates[i : i + _CLASSES_AT_ONCE], sizes)
         for i in range(0, max(1, len(candidates)), _CLASSES_AT_ONCE)
     ]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def _runs(
-    scores: np.ndarray, limits: np.ndarray, classes: np.ndarray, median_frames: int | None
-) -> Runs:
+def _runs(scores: np.ndarray, limits: np.ndarray, classes: np.ndarray, sizes: np.ndarray) -> Runs:
     """The runs of some classes."""
     part = np.ascontiguousarray(scores[:, classes].T)
     active = part > limits[classes, None]
-    if median_frames is not None and active.size:
-        active = median_of_active(active, median_frames)
+    for size in np.unique(sizes[classes]).tolist():
+        if size > 1 and active.size:
+            same = sizes[classes] == size
+            active[same] = median_of_active(active[same], size)
     n_classes, n_frames = part.shape
     edges = np.zeros((n_classes, n_frames + 2), np.int8)
     edges[:, 1:-1] = active

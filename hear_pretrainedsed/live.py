@@ -24,6 +24,7 @@ from hear_pretrainedsed.cli_options import (
     Threshold,
     Vocabulary,
     Weights,
+    check_decoding,
     check_fetched,
     check_head,
     load,
@@ -73,7 +74,7 @@ def detect_live(
     encoding: Format = Encoding.s16le,
     hop_s: HopS = 5.0,
     context_s: ContextS = None,
-    threshold: Threshold = 0.5,
+    threshold: Threshold = None,
     median_s: MedianS = None,
     min_duration_s: MinDurationS = None,
     labels: Labels = None,
@@ -92,8 +93,8 @@ def detect_live(
         check_fetched(known, labels)
     frames = median_frames_of(median_s)
     decoding = dict(threshold=threshold, median_frames=frames, min_duration_s=min_duration_s)
-    ev.scores_to_events(np.zeros((0, 0), np.float32), [], **decoding)  # refuse wrong values now,
-    window_rule(hop_s, context_s)  # before a file is fetched
+    check_decoding(**decoding)
+    window_rule(hop_s, context_s)  # refuse wrong values before a file is fetched
     if sys.stdin is None or sys.stdin.isatty():
         what = "closed" if sys.stdin is None else "a terminal"
         raise ValueError(f"detect - takes raw audio from a pipe, and standard input is {what}")

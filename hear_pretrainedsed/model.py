@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hear_pretrainedsed.audio import check_audio, resample
+from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.frontends import SAMPLE_RATE
 from hear_pretrainedsed.heads import (
@@ -46,8 +47,8 @@ class SEDModel(nn.Module):
 
     Attributes: `labels` (class names in the order of the head's outputs; None without a head, or
     where nobody here knows them), `clip_samples` (longest clip that a head sees at once if it
-    pools tokens), `options`, `provenance` (checkpoint, file, sha256, what was left out; set by
-    `load_weights`).
+    pools tokens), `options`, `provenance` (checkpoint, file, sha256, what was left out, what it was
+    trained from; set by `load_weights`), `decoding` (calibrated thresholds and medians, or None).
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SEDModel(nn.Module):
         self.labels = labels
         self.options = options or Options()
         self.provenance: dict[str, object] = {}
+        self.decoding: Decoding | None = None
         self._parts: tuple[object, nn.Module, nn.Module] | None = None
 
     # ---- one window: the data flow ----

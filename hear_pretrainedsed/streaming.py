@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hear_pretrainedsed.audio import AudioError, resampled_length
+from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.event_tracker import EventTracker
 from hear_pretrainedsed.events import Event, frame_times
 from hear_pretrainedsed.frames import FrameGrid
@@ -53,7 +54,8 @@ class StreamingDetector:
         context_s: how much of the sound after a frame its window has heard at least, a multiple
             of 0.04 up to 10 - hop_s. None: (10 - hop_s) / 2, as much as before it: both windows
             of an overlap drop their outer half. Less is faster and less accurate.
-        threshold, median_frames, min_duration_s: as in `scores_to_events`.
+        threshold, median_frames: as in `hear_pretrainedsed.detect`.
+        min_duration_s: as in `scores_to_events`.
 
     Every frame is given once and in order, at most `latency_s` after its centre was heard, but for
     the first ones: those come when the first 10 s are full. On top comes the time to compute a
@@ -79,8 +81,8 @@ class StreamingDetector:
         *,
         sample_rate: int | None = None,
         context_s: float | None = None,
-        threshold: float | Sequence[float] = 0.5,
-        median_frames: int | None = None,
+        threshold: float | Sequence[float] | None = None,
+        median_frames: int | Sequence[int] | None = None,
         min_duration_s: float | None = None,
     ) -> None:
         grid = model.grid
@@ -95,7 +97,8 @@ class StreamingDetector:
             raise ValueError("events need the names of the model's classes: give it a vocabulary")
         compute = _window_scores(model)
         self._n_classes = compute(np.zeros(grid.window_samples, np.float32)).shape[1]
-        self._events = EventTracker(model.labels, threshold, median_frames, min_duration_s)
+        decoding = decoding_for(model, model.labels, threshold, median_frames)
+        self._events = EventTracker(model.labels, **decoding, min_duration_s=min_duration_s)
         self.event_latency_s = self.latency_s + self._events.ahead_frames * grid.hop_s
         self._windows = _Windows(compute, grid, hop_frames, context_frames)
         self._n_samples = 0  # at the stream's rate

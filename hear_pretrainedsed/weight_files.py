@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.fetch import is_web_page
 
 ZIP, PICKLE, SAFETENSORS = "zip", "pickle", "safetensors"
@@ -43,6 +44,8 @@ class Saved:
     head: str | None = None  # key of `model.HEADS`
     labels: tuple[str, ...] | None = None
     n_classes: int | None = None
+    decoding: Decoding | None = None  # of its scores, class by class
+    origin: dict[str, Any] | None = None  # what it was trained from, and how
 
 
 class Contents(NamedTuple):
@@ -216,15 +219,21 @@ def _saved(content: Mapping, path: Path) -> Saved | None:
     if FACTS_KEY not in content:
         return None
     try:
-        saved = Saved(**json.loads(content[FACTS_KEY]))
-    except (TypeError, ValueError, RecursionError):
+        facts = json.loads(content[FACTS_KEY])
+        if facts.get("decoding") is not None:
+            facts["decoding"] = Decoding(**{k: tuple(v) for k, v in facts["decoding"].items()})
+        saved = Saved(**facts)
+    except (AttributeError, TypeError, ValueError, RecursionError):
         saved = Saved(None, labels=0)
     fields = (
         (saved.checkpoint, str | None),
         (saved.head, str | None),
         (saved.labels, list | None),
         (saved.n_classes, int | None),
+        (saved.origin, dict | None),
     )
-    if not all(isinstance(value, kind) for value, kind in fields):
+    n_classes = saved.n_classes if saved.labels is None else len(saved.labels or ())
+    fits = saved.decoding is None or len(saved.decoding.thresholds) == n_classes
+    if not (fits and all(isinstance(value, kind) for value, kind in fields)):
         raise CheckpointError(f"{path}: what it says about itself cannot be read")
     return replace(saved, labels=saved.labels and tuple(map(str, saved.labels)))
