@@ -83,7 +83,7 @@ class EventTracker:
 
 
 class _Medians:
-    """A `_Median` for each of the classes' `sizes` (classes,); a frame is decided by all of them."""
+    """A `_Median` for each of the classes' `sizes` (classes,); all of them decide a frame."""
 
     def __init__(self, sizes: np.ndarray) -> None:
         self._columns = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
