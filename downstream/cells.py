@@ -194,23 +194,35 @@ def make_cell(
     n_threads: int,
 ) -> Cell:
     """The cell of a finished run, made now."""
-    facts = asdict(key)
-    device = facts.pop("device")
-    facts["protocol"] = found.config.get("protocol", key.protocol)
-    return Cell(
-        id=key.id,
+    return cell_of(
+        key,
+        asked,
+        protocol=found.config.get("protocol", key.protocol),
+        metrics={name: Measured.of(result) for name, result in scored.items()},
+        sampling=next(iter(scored.values())).sampling,
         recipe=plain(found.config),
         chosen=tuple(plain(one) for one in found.chosen),
-        main_metric=asked.task.metrics[0],
-        metrics={name: Measured.of(result) for name, result in scored.items()},
-        unit=asked.task.facts.unit,
-        sampling=next(iter(scored.values())).sampling,
         n_test_frames=sum(len(found.scores[file]) for fold in found.folds for file in fold),
         seconds=dict(seconds),
-        commit=commit(),
-        platform=_platform(device, n_threads),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        **facts,
+        n_threads=n_threads,
+    )
+
+
+def cell_of(key: Key, asked: Asked, *, n_threads: int, **measured: Any) -> Cell:
+    """A cell made now: `measured` are the fields of `Cell` that neither key nor task tell."""
+    facts = asdict(key)
+    device = facts.pop("device")
+    return Cell(
+        **facts
+        | {
+            "id": key.id,
+            "main_metric": asked.task.metrics[0],
+            "unit": asked.task.facts.unit,
+            "commit": commit(),
+            "platform": _platform(device, n_threads),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        | measured
     )
 
 

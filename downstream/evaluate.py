@@ -22,6 +22,7 @@ from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
+from downstream.tasks import TASKS
 from hear_pretrainedsed.cli_options import Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
@@ -35,6 +36,7 @@ Modes = Annotated[list[str], Option("--modes", help="probe, knn.")]
 Seeds = Annotated[int, Option("--seeds", min=1, help="Runs with seeds 0, 1, ...")]
 Results = Annotated[Path, Option("--results", "-o", help="Folder for the results.")]
 Data = Annotated[Path | None, Option("--data", help="Folder of task folders; none: the cache's.")]
+Corpus = Annotated[Path | None, Option("--corpus", help="Folder of audioset_strong's data.")]
 Embeddings = Annotated[Path | None, Option("--embeddings", help="Folder for frames, made once.")]
 GridPoints = Annotated[int, Option(min=1, help="hear: points of heareval's grid.")]
 Grid = Annotated[str, Option(help="hear: default, fast or faster.")]
@@ -51,6 +53,7 @@ def evaluate(
     modes: Modes = ["probe"],  # noqa: B006
     seeds: Seeds = 1,
     data: Data = None,
+    corpus: Corpus = None,
     embeddings: Embeddings = None,
     grid_points: GridPoints = 8,
     grid: Grid = "default",
@@ -71,7 +74,7 @@ def evaluate(
     settings = Settings(precision, str(device_of(device)), steps_scale, grid_points, grid)
     names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
     wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
-    folders = split_list(tasks)
+    folders = [with_corpus(task, corpus) for task in split_list(tasks)]
     for task in folders:
         sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
     todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
@@ -95,6 +98,16 @@ def executor_of(name: str) -> Callable[[Sequence[Job], sweep.Place, sweep.Tell, 
 def split_list(values: Sequence[str]) -> list[str]:
     """Values that may each be several, separated by commas."""
     return [part for value in values for part in value.split(",") if part]
+
+
+def with_corpus(task: str, corpus: Path | None) -> str:
+    """A task for evaluation only with the folder of its corpus."""
+    facts = TASKS.get(task)
+    if facts is None or facts.score_head is None:
+        return task
+    if corpus is None:
+        raise ValueError(f"{task} needs its recordings and labels: give --corpus DIR")
+    return f"{task}={corpus}"
 
 
 def select(what: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:

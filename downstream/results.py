@@ -73,6 +73,10 @@ class Store:
         """Keep a finished cell, its arrays first."""
         labels = list(cell.metrics[cell.main_metric].per_class)
         write_arrays(self.folder, cell.id, found, labels)
+        self.append_line(cell)
+
+    def append_line(self, cell: Cell) -> None:
+        """Keep a finished cell without arrays."""
         append(self.folder, cell)
         self._finished[cell.id] = cell
 

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downstream import intervals, resampled
-from downstream.metrics import PSDS1, PSDS2, Events, Score, frame_map, psds
+from downstream.metrics import (
+    PSDS1,
+    PSDS2,
+    Events,
+    Score,
+    frame_map,
+    psds,
+    segment_auroc,
+)
 from downstream.metrics.event_based import event_counts
 from downstream.metrics.intersection_based import intersection_counts
 from downstream.metrics.score import class_score, error_rate, f_measure
@@ -250,6 +258,15 @@ def _psds_metric(setting: Mapping[str, Any]) -> OfScores:
     return OfScores(whole=whole, drawn=drawn)
 
 
+def _segment_auroc(sample: Sample) -> Score:
+    facts = (sample.labels, _joined(sample), sample.durations_s)
+    return segment_auroc(sample.scores, GRID.hop_s, *facts)
+
+
+def _no_draws(sample: Sample, weights: np.ndarray) -> np.ndarray:
+    return np.empty(0)
+
+
 def _targets(sample: Sample) -> dict[str, np.ndarray]:
     return {
         file: events_to_frames(sample.reference[file], sample.labels, len(scores))
@@ -272,13 +289,17 @@ METRICS: dict[str, Metric] = {
     "segment_1s_er": OfCounts(False, counts=_segment_error_counts, values=_error_rate),
     "segment_1s_f1": OfCounts(counts=_segment_f1_counts, values=partial(_f1, False)),
     "psds1": _psds_metric(PSDS1),
+    "psds1_macro": OfScores(True, "macro", whole=_psds_metric(PSDS1).whole, drawn=_no_draws),
     "psds2": _psds_metric(PSDS2),
     "intersection_f1": OfCounts(True, "macro", counts=_intersection_counts, values=_intersection),
     "collar_f1": _event_metric(0.2, 0.2, zero_if_silent=True, headline="macro"),
+    "segment_auroc": OfScores(True, "macro", whole=_segment_auroc, drawn=_no_draws),
     "frame_map": OfScores(True, "macro", whole=_frame_map, drawn=_frame_map_draws),
 }
 """HEAR's names and settings for the first four; DESED's baseline for `intersection_f1` (dtc and gtc
-0.5) and `collar_f1` (200 ms, 20 % of the length; a class that is never named has 0)."""
+0.5) and `collar_f1` (200 ms, 20 % of the length; a class that is never named has 0); AudioSet
+Strong's for `psds1_macro` (mean over classes, no variance penalty) and `segment_auroc` (1 s, false
+positive rate up to 0.1), which are not resampled."""
 
 
 @dataclass(frozen=True)

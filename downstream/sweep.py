@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from downstream import results
+from downstream import own_head, results
 from downstream.embeddings import FrameSource, Weights, find_weights
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.scoring import score_task
@@ -26,6 +26,7 @@ from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import unknown
 
 WITHOUT_SEEDS = frozenset({"knn"})  # modes in which nothing is random
+OWN_HEAD = ("paper", "own_head")  # how tasks for evaluation only are scored
 
 
 @dataclass(frozen=True)
@@ -80,34 +81,50 @@ def jobs(
     data: Path | None,
     strict: bool,
 ) -> list[Job]:
-    """All combinations, those that share frames together; without seeds where nothing is random."""
+    """All combinations, those that share frames together; without seeds where nothing is random.
+
+    On tasks for evaluation only, a checkpoint's own head is scored, whatever else is wanted.
+    """
     return [
         Job(checkpoint, task, protocol, mode, seed, data, strict)
         for checkpoint in checkpoints
         for task in tasks
-        for protocol, mode in wanted
-        for seed in range(1 if mode in WITHOUT_SEEDS else n_seeds)
+        for protocol, mode in ([OWN_HEAD] if _is_for_evaluation(task) else wanted)
+        for seed in range(1 if mode in (*WITHOUT_SEEDS, OWN_HEAD[1]) else n_seeds)
     ]
+
+
+def _is_for_evaluation(task: str) -> bool:
+    facts = TASKS.get(task.partition("=")[0])
+    return facts is not None and facts.score_head is not None
 
 
 @lru_cache(maxsize=64)
 def open_named(text: str, data: Path | None, strict: bool) -> Task:
-    """A task by folder, or by NAME or NAME:SPLIT below the folder of task folders."""
+    """A task by folder, by NAME=FOLDER, or by NAME below the folder of task folders.
+
+    NAME:SPLIT is a task with another split than its own.
+    """
     if Path(text).is_dir():
         return open_task(text, strict=strict)
-    name, _, split = text.partition(":")
+    words, _, given = text.partition("=")
+    name, _, split = words.partition(":")
     if name not in TASKS:
         raise ValueError(f"{unknown('task', name, TASKS)}; or give a folder")
-    base = data or cache_folder() / "tasks"
-    places = [base / name, *sorted(base.glob(f"{name}-*"))]
-    folder = next((path for path in places if path.is_dir()), None)
-    if folder is None:
-        raise ValueError(
-            f"no data of {name} in {base}: give its folder, or the one that it is in as --data "
-            "(hear-pretrainedsed build-task makes it from the published archives)"
-        )
+    folder = Path(given) if given else _folder_of(name, data or cache_folder() / "tasks")
     options = {"split": split} if split else {}
     return open_task(name, folder, strict=strict, **options)
+
+
+def _folder_of(name: str, data: Path) -> Path:
+    places = [data / name, *sorted(data.glob(f"{name}-*"))]
+    for path in places:
+        if path.is_dir():
+            return path
+    raise ValueError(
+        f"no data of {name} in {data}: give its folder as {name}=FOLDER, or the one that it is in "
+        "as --data (hear-pretrainedsed build-task makes it from the published archives)"
+    )
 
 
 @lru_cache(maxsize=64)
@@ -139,6 +156,10 @@ def perform(job: Job, place: Place, store: results.Store, wait: bool) -> results
 
 def _run(asked: _Asked, key: results.Key, place: Place, store: results.Store) -> results.Cell:
     settings, task = place.settings, asked.task
+    if (asked.protocol, asked.mode) == OWN_HEAD:
+        cell = own_head.score(asked, key, settings)
+        store.append_line(cell)
+        return cell
 
     def embedding(n_done: int, n: int) -> None:
         settings.tell(f"frames of {n_done} of {n} clips")

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from downstream.cells import Cell
-from downstream.intervals import Interval, Sampling, compare, holm, interval, over_seeds
+from downstream.intervals import Interval, Sampling, holm, interval, over_seeds, p_of_none
 from downstream.scoring import get_metric
 
 
@@ -146,7 +146,7 @@ def _against_best(ranked: Sequence[_Entry], sampling: Sampling) -> list[float | 
     p_values: dict[tuple[int, int], float] = {}
     for a, b in itertools.combinations(range(len(ranked)), 2):
         one, other = ranked[a], ranked[b]
-        p = compare(one.value, one.draws, other.value, other.draws, sampling).p
+        p = p_of_none(one.value, one.draws, other.value, other.draws, sampling)
         if p is not None:
             p_values[a, b] = p
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
@@ -184,6 +184,9 @@ def _block(rows: Sequence[Row]) -> Table:
 def _caption(rows: Sequence[Row]) -> str:
     first = rows[0]
     what = f"{first.n_units} {first.unit}{'s' if first.n_units != 1 else ''}"
+    counted = first.cells[0].recipe.get("clips") if first.cells else None
+    if counted is not None:  # of how many the published number is
+        what = f"{counted} clips"
     if all(row.interval is None for row in rows):
         return f"{what}: no intervals."
     seeds = "seeds" if max(row.n_seeds for row in rows) > 1 else "one seed"

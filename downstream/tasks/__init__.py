@@ -8,6 +8,7 @@ from __future__ import annotations
 from inspect import signature
 from pathlib import Path
 
+from downstream.tasks.audioset_strong import AUDIOSET_STRONG
 from downstream.tasks.dcase2016_task2 import DCASE2016_TASK2
 from downstream.tasks.desed import DESED, DESED_PUBLIC
 from downstream.tasks.hear_folder import HEAR_FOLDER
@@ -19,7 +20,15 @@ from hear_pretrainedsed.registry import unknown
 __all__ = ["TASKS", "Clip", "ExtraClip", "Facts", "Rotation", "Task", "open_task"]
 
 # A folder is the first one's that recognises it.
-_ALL = (DCASE2016_TASK2, MAESTRO_5HR, DESED_PUBLIC, DESED, HEAR_FOLDER, OWN)
+_ALL = (
+    DCASE2016_TASK2,
+    MAESTRO_5HR,
+    DESED_PUBLIC,
+    DESED,
+    HEAR_FOLDER,
+    OWN,
+    AUDIOSET_STRONG,
+)
 
 TASKS: dict[str, Facts] = {facts.name: facts for facts in _ALL}
 

@@ -32,9 +32,18 @@ from pathlib import Path
 
 from downstream.tasks import checks
 from downstream.tasks.sources import duration_s
-from downstream.tasks.task import Clip, Facts, Rotation, Task, Triple
+from downstream.tasks.task import (
+    Clip,
+    Facts,
+    HeadScores,
+    Progress,
+    Rotation,
+    Task,
+    Triple,
+)
 from hear_pretrainedsed.audio import EXTENSIONS
-from hear_pretrainedsed.events import merge_events
+from hear_pretrainedsed.events import GRID, merge_events
+from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import read_labels, unknown
 
 N_PUBLISHED = 16_996
@@ -241,6 +250,20 @@ def open_audioset_strong(folder: Path, facts: Facts, *, strict: bool = False) ->
     )
 
 
+def score_head(model: SEDModel, task: Task, progress: Progress | None = None) -> HeadScores:
+    """PSDS1 with and without the variance penalty, and segment AUROC, of a model's own head."""
+    from downstream.strong_scores import MEDIAN_FRAMES, evaluate_audioset_strong
+
+    clips = StrongSet(task.folder, task.labels, task.splits["eval"])
+    found = evaluate_audioset_strong(model, clips, progress=progress)
+    scores = dict(zip(task.metrics, (found.psds1, found.psds1, found.segment_auroc), strict=True))
+    recipe = {"median_frames": MEDIAN_FRAMES, "filtered": found.filtered}
+    recipe |= {"clips": clips.count(found.n_clips), "failed": found.failed}
+    n_frames = sum(GRID.n_frames(round(c.duration_s * GRID.sample_rate)) for c in clips.clips)
+    facts = {name: (s.micro, s.macro, s.per_class) for name, s in scores.items()}
+    return HeadScores(facts, recipe, clips.count(found.n_clips), n_frames)
+
+
 AUDIOSET_STRONG = Facts(
     name="audioset_strong",
     version="eval-2021",
@@ -252,6 +275,7 @@ AUDIOSET_STRONG = Facts(
     metrics=("psds1_macro", "psds1", "segment_auroc"),
     unit="clip",
     open=open_audioset_strong,
+    score_head=score_head,
     median_s=0.36,
     min_duration_s=None,
 )

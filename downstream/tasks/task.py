@@ -57,6 +57,20 @@ class Rotation:
     test: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class HeadScores:
+    """What a model's own head scores on a task.
+
+    metrics: by name, (`micro`, `macro`, value by class). recipe: how they were obtained. count:
+    clips scored, in words. n_frames: how many frames that were.
+    """
+
+    metrics: Mapping[str, tuple[float, float, dict[str, float]]]
+    recipe: Mapping[str, Any]
+    count: str
+    n_frames: int
+
+
 def _recognises_none(folder: Path) -> bool:
     return False
 
@@ -69,6 +83,8 @@ class Facts:
     unit: what intervals resample, in one word.
     median_s, min_duration_s: what protocol `paper` smooths scores with and drops (None: nothing).
     open: (folder, these facts, **options of the task) -> the task.
+    score_head: of a task that is for evaluation only: (model, task, progress) -> what the model's
+        own head scores.
     recognises: whether a folder, by the names in it, holds this task's data.
     build: (raw data, folder, progress) -> the folder in HEAR's layout; None: nothing to be built.
     """
@@ -80,6 +96,7 @@ class Facts:
     metrics: tuple[str, ...]
     unit: str
     open: Callable[..., Task]
+    score_head: Callable[..., HeadScores] | None = None
     median_s: float = 0.25
     min_duration_s: float | None = 0.125
     recognises: Callable[[Path], bool] = _recognises_none

@@ -147,3 +147,33 @@ def test_patterns() -> None:
         "b.strong",
         "a.ssl",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_of_its_own_on_audioset_strong(
+    home: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = shared / "data" / "strong_mini-v1"
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", "audioset_strong"]
+    assert run(*words, "--results", tmp_path / "r") == 2
+    assert "--corpus" in capsys.readouterr().err
+    assert run(*words, "--corpus", corpus, "--results", tmp_path / "r") == 0
+    (line,) = (tmp_path / "r" / "results.jsonl").read_text().splitlines()
+    cell = json.loads(line)
+    assert (cell["protocol"], cell["mode"], cell["main_metric"]) == (
+        "paper",
+        "own_head",
+        "psds1_macro",
+    )
+    assert set(cell["metrics"]) == {"psds1_macro", "psds1", "segment_auroc"}
+    assert "70 of 16 996 clips" in capsys.readouterr().out
+    assert run(*words, "--corpus", corpus, "--results", tmp_path / "r") == 0
+    assert len((tmp_path / "r" / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_task_in_a_folder_of_another_name(task: Path) -> None:
+    text = f"hear_folder={task}"
+    assert sweep.open_named(text, None, False).name == "synthetic_events"
+    with pytest.raises(ValueError, match="'hear_foldr'.*hear_folder"):
+        sweep.open_named(f"hear_foldr={task}", None, False)
