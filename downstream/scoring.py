@@ -289,7 +289,7 @@ METRICS: dict[str, Metric] = {
     "segment_1s_er": OfCounts(False, counts=_segment_error_counts, values=_error_rate),
     "segment_1s_f1": OfCounts(counts=_segment_f1_counts, values=partial(_f1, False)),
     "psds1": _psds_metric(PSDS1),
-    "psds1_macro": OfScores(True, "macro", whole=_psds_metric(PSDS1).whole, drawn=_no_draws),
+    "psds1_macro": _psds_metric(PSDS1 | {"alpha_st": 0.0}),
     "psds2": _psds_metric(PSDS2),
     "intersection_f1": OfCounts(True, "macro", counts=_intersection_counts, values=_intersection),
     "collar_f1": _event_metric(0.2, 0.2, zero_if_silent=True, headline="macro"),
@@ -298,8 +298,8 @@ METRICS: dict[str, Metric] = {
 }
 """HEAR's names and settings for the first four; DESED's baseline for `intersection_f1` (dtc and gtc
 0.5) and `collar_f1` (200 ms, 20 % of the length; a class that is never named has 0); AudioSet
-Strong's for `psds1_macro` (mean over classes, no variance penalty) and `segment_auroc` (1 s, false
-positive rate up to 0.1), which are not resampled."""
+Strong's for `psds1_macro` (mean over classes: no penalty for unequal ones) and `segment_auroc`
+(1 s, false positive rate up to 0.1), which has no draws."""
 
 
 @dataclass(frozen=True)

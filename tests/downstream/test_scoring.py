@@ -97,11 +97,13 @@ def test_desed_scores_are_the_published_ones(shared: Path) -> None:
 
 def test_every_metric_has_one_way_to_be_better_and_a_headline() -> None:
     assert [name for name, m in METRICS.items() if not m.maximize] == ["segment_1s_er"]
-    macro = {"intersection_f1", "collar_f1", "frame_map"}
+    macro = {"intersection_f1", "collar_f1", "segment_auroc", "frame_map"}
     assert {name for name, m in METRICS.items() if m.headline == "macro"} == macro
     assert {name for name, m in METRICS.items() if m.needs == "scores"} == {
         "psds1",
+        "psds1_macro",
         "psds2",
+        "segment_auroc",
         "frame_map",
     }
 
@@ -119,7 +121,7 @@ def sample_of(task: Task, found: Any) -> Sample:
 
 
 @pytest.mark.parametrize("n_levels", [None, 30])
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "segment_auroc"])
 def test_draws_are_values_of_repeated_files(name: str, n_levels: int | None) -> None:
     rng = np.random.default_rng(5)
     task = small_task(rng, (name,), n_clips=7, n_labels=4, n_events=3)
@@ -347,3 +349,18 @@ def test_psds_of_a_hundred_clips_is_drawn_in_seconds() -> None:
     scored = score_task(task, found)
     assert time.process_time() - start < 20
     assert all(len(one.draws) == 1000 for one in scored.values())
+
+
+def test_the_plain_mean_over_classes_is_psds_without_its_penalty() -> None:
+    task = small_task(np.random.default_rng(5), ("psds1",), n_clips=7, n_labels=4, n_events=3)
+    sample = sample_of(task, some_found(np.random.default_rng(1), task, 0.7))
+    penalised, plain = METRICS["psds1"].score(sample), METRICS["psds1_macro"].score(sample)
+    assert plain.micro == pytest.approx(penalised.macro, abs=1e-12)
+    assert plain.micro > penalised.micro
+
+
+def test_segment_auroc_has_a_value_and_no_draws() -> None:
+    task = small_task(np.random.default_rng(5), ("psds1",), n_clips=7, n_labels=4, n_events=3)
+    sample = sample_of(task, some_found(np.random.default_rng(1), task, 0.7))
+    score, draws = METRICS["segment_auroc"].measure(sample, np.ones((3, 7), int))
+    assert 0 < score.macro <= 1 and not len(draws)
