@@ -115,7 +115,7 @@ if __name__ == "__main__":
         # The root as the one source folder: an editable install then finds packages added later.
         package_dir={"": "."},
         packages=find_packages(include=["hear_pretrainedsed*", "downstream*", "pretraining*"]),
-        package_data={"hear_pretrainedsed": ["assets/*"]},
+        package_data={"hear_pretrainedsed": ["assets/*"], "downstream": ["assets/*"]},
         install_requires=CORE,
         extras_require=EXTRAS,
         entry_points={"console_scripts": ["hear-pretrainedsed = hear_pretrainedsed.cli:main"]},

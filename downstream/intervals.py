@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 MIN_UNITS = 10  # fewer: no interval
 LEVEL = 0.95
@@ -124,8 +124,8 @@ def interval(value: float, draws: np.ndarray, sampling: Sampling) -> Interval | 
     known = _known(value, draws, sampling)
     if known is None:
         return None
-    tail = _widened(stats.t.ppf((1 + LEVEL) / 2, sampling.n_free), sampling)
-    levels = stats.norm.cdf(2 * _bias(value, known) + np.array([-tail, tail]))
+    tail = _widened(special.stdtrit(sampling.n_free, (1 + LEVEL) / 2), sampling)
+    levels = special.ndtr(2 * _bias(value, known) + np.array([-tail, tail]))
     low, high = np.quantile(known, levels)
     return float(low), float(high)
 
@@ -149,7 +149,7 @@ def _share_below(value: float, draws: np.ndarray) -> float:
 
 def _bias(value: float, draws: np.ndarray) -> float:
     """Efron's z0: by how many deviations the draws' median lies below the value."""
-    return float(stats.norm.ppf(_share_below(value, draws)))
+    return float(special.ndtri(_share_below(value, draws)))
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,28 @@ def compare(
     p is the level at which the interval would end at 0 (two-sided); where less than 10 draws lie
     beyond 0, the tail of a normal distribution with the draws' mean and deviation is taken.
     """
-    difference = float(value - other)
-    n_draws = min(len(draws), len(other_draws))
-    differences = draws[:n_draws] - other_draws[:n_draws]
-    known = _known(difference, differences, sampling)
-    if known is None:
-        return Comparison(difference, None, None)
+    difference, differences = _difference(value, draws, other, other_draws)
     within = interval(difference, differences, sampling)
-    return Comparison(difference, within, _p_of_zero(difference, known, sampling))
+    return Comparison(difference, within, _p(difference, differences, sampling))
+
+
+def p_of_none(
+    value: float, draws: np.ndarray, other: float, other_draws: np.ndarray, sampling: Sampling
+) -> float | None:
+    """The p of `compare` alone, in a quarter of its time."""
+    return _p(*_difference(value, draws, other, other_draws), sampling)
+
+
+def _difference(
+    value: float, draws: np.ndarray, other: float, other_draws: np.ndarray
+) -> tuple[float, np.ndarray]:
+    n_draws = min(len(draws), len(other_draws))
+    return float(value - other), draws[:n_draws] - other_draws[:n_draws]
+
+
+def _p(difference: float, draws: np.ndarray, sampling: Sampling) -> float | None:
+    known = _known(difference, draws, sampling)
+    return None if known is None else _p_of_zero(difference, known, sampling)
 
 
 def _p_of_zero(difference: float, draws: np.ndarray, sampling: Sampling) -> float:
@@ -185,11 +199,11 @@ def _p_of_zero(difference: float, draws: np.ndarray, sampling: Sampling) -> floa
         return 1.0 if difference == 0 else 0.0
     share = _share_below(0.0, draws)
     if min(share, 1 - share) * len(draws) >= _COUNTABLE:
-        at_zero = 2 * _bias(difference, draws) - stats.norm.ppf(share)
+        at_zero = 2 * _bias(difference, draws) - special.ndtri(share)
     else:
         at_zero = draws.mean() / deviation
     t = abs(at_zero) * np.sqrt(sampling.n_free / sampling.n_units)
-    return float(2 * stats.t.sf(t, sampling.n_free))
+    return float(2 * special.stdtr(sampling.n_free, -t))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

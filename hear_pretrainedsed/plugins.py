@@ -11,6 +11,8 @@ import typer
 COMMANDS = {
     "evaluate": ("downstream.evaluate", "evaluate"),
     "reproduce": ("downstream.reproduce", "reproduce"),
+    "report": ("downstream.report", "report"),
+    "compare": ("downstream.compare", "compare"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")
