@@ -234,15 +234,16 @@ def score_rows(n_clips: int, n_classes: int, jobs: int | None) -> Iterator[tuple
         def tell(done: int, total: int) -> None:
             bar.update(task, description="PSDS1", completed=done, total=total)
 
+        n_part = min(n_clips, 60)
+        part = {name: scores[name] for name in list(scores)[:n_part]}
+        plain = plain_row(part, {name: reference[name] for name in part}, n_clips)
         score, *costs = measured(partial(psds, scores, *sides, **PSDS1, jobs=jobs, progress=tell))
         text = f"PSDS1 {score.micro:.3f}, macro {score.macro:.3f}"
         yield "PSDS1, ours", f"{n_clips}", *costs, text
         both, *costs = measured(partial(streamed, scores, *sides, tell))
         assert max(abs(both[0].micro - score.micro), abs(both[0].macro - score.macro)) < 1e-12
         yield "PSDS1 + AUROC, clip by clip", f"{n_clips}", *costs, f"AUROC {both[1].macro:.3f}"
-        n_part = min(n_clips, 60)
-        part = {name: scores[name] for name in list(scores)[:n_part]}
-        yield plain_row(part, {name: reference[name] for name in part}, n_clips)
+        yield plain
         yield from median_rows(scores["0"].astype(np.float32), n_clips)
 
 
