@@ -10,6 +10,7 @@ al. 2022 (PaSST), Niizumi et al. 2023 (M2D), Atito et al. 2022 (ASiT), Schmid et
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -67,6 +68,12 @@ def _bins_hz(n_fft: int) -> Tensor:
     return torch.arange(n_fft // 2 + 1, dtype=torch.float64) * SAMPLE_RATE / n_fft
 
 
+def _blocks(filters: Tensor) -> list[tuple[slice, slice]]:
+    """Quarters of the filters, each with the bins that it covers."""
+    size = len(filters) // 4
+    return [_block(filters, i, size) for i in range(0, len(filters), size)]
+
+
 def _block(filters: Tensor, first: int, size: int) -> tuple[slice, slice]:
     """`size` filters from `first` on, and the bins that they cover."""
     used = filters[first : first + size].any(dim=0).nonzero()
@@ -87,9 +94,11 @@ class FrontEnd(nn.Module):
         self.n_mels = filters.shape[0]
         self.register_buffer("window", window.float(), persistent=False)
         self.register_buffer("filters", filters.float(), persistent=False)
-        self.blocks = [
-            _block(filters, i, self.n_mels // 4) for i in range(0, self.n_mels, self.n_mels // 4)
-        ]
+        self.blocks = _blocks(filters)
+
+    def with_drawn_edges(self, generator: torch.Generator) -> FrontEnd:
+        """What training sees, where it draws the range of the mel scale for each batch."""
+        return self
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (batch, samples) -> spec (batch, 1, mels, spec_frames), float32."""
@@ -204,18 +213,34 @@ class StftMel(FrontEnd):
         return self.mel_power(frames, magnitude=self.magnitude)
 
 
-def preemphasis_mel(*, periodic: bool) -> StftMel:
-    """Front end of fPaSST (periodic window) and of the frame MobileNets (symmetric window).
+class PreemphasisMel(StftMel):
+    """Kaldi bands of the clip after pre-emphasis, in natural logarithms.
 
-    The upper edge of 7000 Hz is the centre of the range that training draws from (6001..8000 Hz).
+    The upper edge of 7000 Hz is the centre of the range that training draws from.
     """
-    return StftMel(
-        torch.hann_window(400, periodic=periodic),
-        kaldi_filters(128, 0, 7000),
-        n_fft=512,
-        compress=lambda mel: (mel.clamp(min=1e-7).log() + 4.5) / 5,
-        pre_emphasis=True,
-    )
+
+    def __init__(self, *, periodic: bool) -> None:
+        super().__init__(
+            torch.hann_window(400, periodic=periodic),
+            kaldi_filters(128, 0, 7000),
+            n_fft=512,
+            compress=lambda mel: (mel.clamp(min=1e-7).log() + 4.5) / 5,
+            pre_emphasis=True,
+        )
+
+    def with_drawn_edges(self, generator: torch.Generator) -> PreemphasisMel:
+        """One whose mel scale begins at 0..9 Hz and ends at 6001..8000 Hz, whole numbers."""
+        low = int(torch.randint(10, (), generator=generator))
+        high = 8000 - int(torch.randint(2000, (), generator=generator))
+        other = copy.deepcopy(self)
+        filters = kaldi_filters(self.n_mels, low, high)
+        other.filters, other.blocks = filters.to(self.filters.device), _blocks(filters)
+        return other
+
+
+def preemphasis_mel(*, periodic: bool) -> StftMel:
+    """Front end of fPaSST (periodic window) and of the frame MobileNets (symmetric window)."""
+    return PreemphasisMel(periodic=periodic)
 
 
 def atst_mel() -> StftMel:

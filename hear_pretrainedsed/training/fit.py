@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import (
     CSVLogger,
@@ -32,7 +33,7 @@ from hear_pretrainedsed.training.learner import LAST, Learner, Loss, Validate, b
 from hear_pretrainedsed.training.pieces import Order
 from hear_pretrainedsed.training.plan import Place, Plan
 
-CONFIG = "config.json"
+CONFIG, FITTED, WEIGHTS = "config.json", "fitted.json", "weights.pt"
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 _TIMEOUT = timedelta(hours=2)  # processes wait for the one that validates
 
@@ -76,7 +77,8 @@ def fit(
     """Train a model, in place; left in eval mode on the CPU, with the weights that are kept.
 
     A run that was killed goes on from what it has left in `place.folder`, and ends as it would have
-    without: to the last bit on a CPU with the same number of threads.
+    without: to the last bit on a CPU with the same number of threads. One that has ended is not run
+    again. Several nodes share the folder.
 
     Args:
         model: with a head that emits logits of the targets' classes.
@@ -98,6 +100,8 @@ def fit(
     trainer = _trainer(place, plan.precision)
     if trainer.is_global_zero:
         check_config(folder, _content(order, plan, config or {}))
+    if (fitted := _finished(model, folder)) is not None:
+        return fitted
     learner = Learner(model, order, plan, place, validate, tell, loss)
     last = folder / LAST
     with _quiet():
@@ -106,13 +110,35 @@ def fit(
     model.cpu()
     progress = learner.progress
     kept = progress.best if plan.patience is not None else progress.scores[-1]
-    return Fitted(
-        progress.step,
-        *kept,
-        tuple(progress.scores),
-        progress.loss,
-        learner.micro_pieces,
-    )
+    scores = tuple(progress.scores)
+    fitted = Fitted(progress.step, *kept, scores, progress.loss, learner.micro_pieces)
+    if trainer.is_global_zero:
+        _finish(model, fitted, folder)
+    return fitted
+
+
+def _finish(model: SEDModel, fitted: Fitted, folder: Path) -> None:
+    """Keep the weights and, once they are there, what is known of them; nothing else is needed."""
+    try:
+        with whole_file(folder / WEIGHTS) as file:
+            torch.save(model.state_dict(), file)
+        with whole_file(folder / FITTED) as file:
+            file.write(json.dumps(asdict(fitted), indent=1).encode() + b"\n")
+    except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
+        raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
+    (folder / LAST).unlink(missing_ok=True)
+
+
+def _finished(model: SEDModel, folder: Path) -> Fitted | None:
+    """What is known of a run that has ended, its weights in the model; None for any other."""
+    try:
+        content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    content["valid_scores"] = tuple(map(tuple, content["valid_scores"]))
+    model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+    model.eval()
+    return Fitted(**content)
 
 
 def default_logger() -> str:
