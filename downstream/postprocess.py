@@ -101,6 +101,19 @@ def change_points(values: np.ndarray, width_frames: int, merge_below: float) -> 
     return found
 
 
+def boxes(values: np.ndarray, width_frames: int, merge_below: float) -> np.ndarray:
+    """Scores (frames, columns) with each segment of `change_points` at its mean, 0 elsewhere."""
+    found = change_points(values, width_frames, merge_below)
+    steps = np.zeros((values.shape[1], len(values) + 1))
+    steps[found.column, found.first] += found.value
+    steps[found.column, found.end] -= found.value
+    inside = np.zeros_like(steps, np.int8)
+    inside[found.column, found.first] += 1
+    inside[found.column, found.end] -= 1
+    levels = np.where(inside.cumsum(axis=1) > 0, steps.cumsum(axis=1), 0)
+    return levels[:, :-1].T.astype(values.dtype)
+
+
 def _jumps(values: np.ndarray, width: int) -> np.ndarray:
     """Sum of the next less sum of the last `width` frames at every border (columns, frames + 1).
 

@@ -140,7 +140,8 @@ class Run:
     """How heads are trained.
 
     lrs: the maximum lr of each. n_steps, n_warmup_steps: of the cosine. batch_pieces: 10 s pieces
-    a step. weight_decay: AdamW's; None: Adam. bf16: products in that precision.
+    a step. weight_decay: AdamW's; None: Adam. bf16: products in that precision. check_steps: after
+    how many steps `check` of `train` is called; None: never.
     """
 
     lrs: tuple[float, ...]
@@ -149,6 +150,7 @@ class Run:
     batch_pieces: int
     weight_decay: float | None = None
     bf16: bool = False
+    check_steps: int | None = None
 
 
 def train(
@@ -157,8 +159,12 @@ def train(
     run: Run,
     generator: torch.Generator,
     tell: Callable[[str], None],
+    check: Callable[[int], None] | None = None,
 ) -> None:
-    """Train heads, in place, on binary cross-entropy; each as if it were alone."""
+    """Train heads, in place, on binary cross-entropy; each as if it were alone.
+
+    `tell` is called with lines on the progress, `check` with the number of steps done.
+    """
     optimizer = _optimizer(heads, run)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, warmup_cosine(run.n_warmup_steps, run.n_steps)
@@ -177,6 +183,8 @@ def train(
         schedule.step()
         if step % 10 == 9 or step + 1 == run.n_steps:
             tell(f"step {step + 1} of {run.n_steps}, loss {losses.min().item():.4f}")
+        if check and run.check_steps and (step + 1) % run.check_steps == 0:
+            check(step + 1)
 
 
 def _optimizer(heads: Heads, run: Run) -> torch.optim.Optimizer:
