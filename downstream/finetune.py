@@ -1,0 +1,262 @@
+"""Mode `finetune`: all weights of a checkpoint learn a task, under protocols `paper` and `best`.
+
+What the two do is told in `finetune_recipes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from downstream.calibration import calibrate, decode
+from downstream.cells import commit, plain
+from downstream.embeddings import GRID, FrameSource, Weights
+from downstream.finetune_recipes import RECIPES, Recipe
+from downstream.metrics import frame_map
+from downstream.protocols import paper
+from downstream.protocols.base import Found, Settings
+from downstream.scoring import main_score
+from downstream.targets import frame_targets
+from downstream.tasks.task import Clip, Rotation, Task, Triple
+from hear_pretrainedsed import __version__
+from hear_pretrainedsed.api import load_model
+from hear_pretrainedsed.audio import read_audio
+from hear_pretrainedsed.checkpoints import save_weights
+from hear_pretrainedsed.heads import LinearHead
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.training.chance import generator_for
+from hear_pretrainedsed.training.fit import Fitted, fit
+from hear_pretrainedsed.training.pieces import Order, Recording
+from hear_pretrainedsed.training.plan import Place
+
+Values = dict[str, np.ndarray]  # logits or scores by file, (frames, classes)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning gave: the test clips' scores and events, and a model of each rotation."""
+
+    found: Found
+    models: tuple[SEDModel, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint, a task and a recipe; where it is trained: a folder for all its runs."""
+
+    protocol: str
+    task: Task
+    weights: Weights
+    settings: Settings
+    seed: int
+    place: Place
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the protocol."""
+        return RECIPES[self.protocol]
+
+    def order(self, rotation: Rotation) -> Order:
+        """The pieces of a rotation's train clips, with their targets."""
+        labels = self.task.labels
+        recordings = []
+        for clip in self.task.clips(rotation.train):
+            n_frames = GRID.n_frames(round(clip.duration_s * GRID.sample_rate))
+            recordings.append(
+                Recording(clip.file, clip.path, frame_targets(clip, labels, n_frames))
+            )
+        recipe = self.recipe
+        return Order(recordings, recipe.batch_pieces, self.seed, recipe.balanced)
+
+    def model(self) -> SEDModel:
+        """The checkpoint with a new head for the task's classes."""
+        model = load_model(
+            self.weights.path, checkpoint=self.weights.checkpoint, windowing=self.recipe.windowing
+        )
+        return with_head(model, self.task.labels, self.seed)
+
+    def config(self) -> dict[str, Any]:
+        """All that a number depends on beside the plan: what a resumed run has to agree in."""
+        return {
+            "protocol": self.protocol,
+            "checkpoint": self.weights.checkpoint,
+            "weights_sha256": self.weights.sha256,
+            "task": self.task.name,
+            "task_version": self.task.version,
+            "task_digest": self.task.digest(),
+            "version": __version__,
+        }
+
+
+def with_head(model: SEDModel, labels: Sequence[str], seed: int) -> SEDModel:
+    """A model with a linear head at torch's usual random start, for other classes, in place."""
+    head = LinearHead(model.frame_dim, len(labels), weak=False)
+    generator = generator_for(seed, "head")
+    bound = 1 / math.sqrt(model.frame_dim)
+    for parameter in head.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    model.head, model.labels, model.decoding = head.to(model.device), tuple(labels), None
+    return model
+
+
+def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
+    """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
+    facts = {"settings": [settings.precision, settings.steps_scale, settings.max_steps]}
+    job = Job(protocol, task, source.weights, settings, seed, Place(source.cache))
+    text = json.dumps({**job.config(), **facts, "seed": seed, "recipe": asdict(job.recipe)})
+    folder = source.cache / "finetune" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    place = Place(folder, device=settings.device)
+    found = tune(replace(job, place=place)).found
+    shutil.rmtree(folder)
+    return found
+
+
+def tune(job: Job) -> Tuned:
+    """Train on all rotations; the lr is chosen on the first one's valid."""
+    task, recipe = job.task, job.recipe
+    scores: Values = {}
+    events: dict[str, list[Triple]] = {}
+    chosen: list[dict[str, Any]] = []
+    models: list[SEDModel] = []
+    lrs: Sequence[float] = recipe.lrs
+    order = job.order(task.rotations[0])
+    for number, rotation in enumerate(task.rotations):
+        order = job.order(rotation)
+        runs = [train(job, number, order, lr) for lr in lrs]
+        values = [fitted.valid_score for _, fitted in runs]
+        best = int(np.argmax(values))
+        model, fitted = runs[best]
+        record: dict[str, Any] = {"lr": lrs[best], "n_steps": fitted.n_steps}
+        record |= {"kept_step": fitted.kept_step, "micro_pieces": fitted.micro_pieces}
+        if len(lrs) > 1:
+            record["valid_score_of_lr"] = dict(zip(map(str, lrs), values, strict=True))
+        found, tested = _tested(job, model.to(job.settings.device), rotation)
+        model.cpu()
+        scores, events = scores | tested[0], events | tested[1]
+        chosen.append(record | found)
+        model.provenance["origin"] = _origin(job, record | found)
+        models.append(model)
+        lrs = (lrs[best],)
+    scale = recipe.scale(order, job.settings)
+    name = job.protocol if scale == 1 else f"{job.protocol}-scaled"
+    config = {"protocol": name, "steps_scale": scale, "max_steps": job.settings.max_steps}
+    config |= asdict(recipe) | ({} if recipe.calibrated else paper.smoothing(task))
+    return Tuned(Found(scores, events, paper.folds_of(task), tuple(chosen), config), tuple(models))
+
+
+def train(job: Job, number: int, order: Order, lr: float) -> tuple[SEDModel, Fitted]:
+    """One training on a rotation, by its number; goes on from what is in its folder."""
+    rotation = job.task.rotations[number]
+    valid = job.task.clips(rotation.valid)
+    name = f"rotation {number + 1} of {len(job.task.rotations)}, lr {lr:g}"
+    place = replace(job.place, folder=job.place.folder / f"rotation-{number}-lr-{lr:g}")
+    model = job.model()
+    fitted = fit(
+        model,
+        order,
+        job.recipe.plan(order, lr, job.settings),
+        place,
+        validate=lambda model: _validate(job, model, valid),
+        config=job.config(),
+        tell=lambda line: job.settings.tell(f"{name}: {line}"),
+    )
+    return model, fitted
+
+
+def _validate(job: Job, model: SEDModel, clips: Sequence[Clip]) -> float:
+    """What decides: frame mAP where decoding is calibrated afterwards, else the main metric."""
+    logits = predict(model, clips)
+    if job.recipe.calibrated:
+        value = _frame_map(job.task, clips, logits)
+        return -math.inf if math.isnan(value) else value
+    smooth, events = paper.outcome(job.task, logits, paper.RECIPE.threshold_logit)
+    value = main_score(job.task, clips, _sigmoid(smooth), events)
+    return paper.worth([value], job.task)[0]
+
+
+def _frame_map(task: Task, clips: Sequence[Clip], logits: Values) -> float:
+    targets = {c.file: frame_targets(c, task.labels, len(logits[c.file])) for c in clips}
+    return frame_map(logits, targets, task.labels).macro
+
+
+def _tested(
+    job: Job, model: SEDModel, rotation: Rotation
+) -> tuple[dict[str, Any], tuple[Values, dict[str, list[Triple]]]]:
+    """What is chosen on valid and the score there; test clips' scores, smoothed, and events."""
+    task = job.task
+    valid, test = (task.clips(split) for split in (rotation.valid, rotation.test))
+    on_valid, on_test = predict(model, valid), predict(model, test)
+    if not job.recipe.calibrated:
+        limit = paper.RECIPE.threshold_logit
+        checked, tested = (paper.outcome(task, x, limit) for x in (on_valid, on_test))
+        checked, tested = ((_sigmoid(x), events) for x, events in (checked, tested))
+        return {"valid_score": main_score(task, valid, *checked)}, tested
+    record: dict[str, Any] = {"valid_frame_map": _frame_map(task, valid, on_valid)}
+    on_valid, on_test = _sigmoid(on_valid), _sigmoid(on_test)
+    model.decoding = calibrate(task, valid, on_valid)
+    checked = decode(on_valid, model.decoding, task.labels)
+    record["valid_score"] = main_score(task, valid, *checked)
+    for name, values in asdict(model.decoding).items():
+        record[name] = dict(zip(task.labels, values, strict=True))
+    return record, decode(on_test, model.decoding, task.labels)
+
+
+def _sigmoid(logits: Mapping[str, np.ndarray]) -> Values:
+    return {file: paper.sigmoid(x) for file, x in logits.items()}
+
+
+@torch.no_grad()
+def predict(model: SEDModel, clips: Sequence[Clip]) -> Values:
+    """Logits {file: (frames, classes)}, float32; the next clip is decoded meanwhile."""
+    return {
+        clip.file: model.logits(audio[None])[0].float().cpu().numpy()
+        for clip, audio in _read_ahead(clips)
+    }
+
+
+def _read_ahead(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Tensor]]:
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read_audio, clip.path) for clip in clips[:2]]
+        for number, clip in enumerate(clips):
+            audio = waiting.pop(0).result()
+            if number + 2 < len(clips):
+                waiting.append(reader.submit(read_audio, clips[number + 2].path))
+            yield clip, audio
+
+
+def _origin(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's file says of how it was made."""
+    return {
+        **job.config(),
+        "mode": "finetune",
+        "seed": job.seed,
+        "steps_scale": job.settings.steps_scale,
+        "max_steps": job.settings.max_steps,
+        "precision": job.settings.precision,
+        "recipe": plain(asdict(job.recipe)),
+        "chosen": plain(
+            {k: v for k, v in chosen.items() if k not in ("thresholds", "median_frames")}
+        ),
+        "commit": commit(),
+    }
+
+
+def save(tuned: Tuned, folder: Path) -> list[Path]:
+    """Write model.safetensors, or model-0.safetensors and so on for several rotations."""
+    several = len(tuned.models) > 1
+    names = [f"model-{i}" if several else "model" for i in range(len(tuned.models))]
+    paths = [folder / f"{name}.safetensors" for name in names]
+    for path, model in zip(paths, tuned.models, strict=True):
+        save_weights(model, path)
+    return paths
