@@ -3,10 +3,12 @@
 # Each target first makes the part of .venv that it needs, or finds it made.
 # PYTHON       the Python 3.11 to make .venv with (default: python3.11, else python3)
 # PYTEST_ARGS  further arguments of pytest, e.g. PYTEST_ARGS="-k registry -x"
+# WORKERS      processes that share the tests, a file at a time (default: 2; 0: this one)
 # CHECKPOINTS, TASKS, HEAR_ARGS   of make hear; without them tools/hear.py decides
 
 PYTHON ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 CHECKPOINTS ?=
 TASKS ?=
 HEAR_ARGS ?=
@@ -15,6 +17,7 @@ export PYTHON
 # Paths are relative: the folder's own name may hold spaces.
 PY := .venv/bin/python
 ENV := sh tools/make_env.sh
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick lint bench hear env-core env-hear clean
@@ -38,10 +41,10 @@ demo: env-core
 	@$(PY) examples/demo.py
 
 test: env-hear
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 quick: env-core
-	@$(PY) -m pytest -m "not slow and not hear" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not hear" $(PYTEST_ARGS)
 
 lint: env-core
 	@$(PY) -m ruff check .

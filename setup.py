@@ -68,6 +68,7 @@ EXTRAS = {
     ],
     "dev": [
         "pytest",  # the test runner
+        "pytest-xdist",  # tests on every core
         "hypothesis",  # property tests
         "ruff",  # lint and format
         "sed_eval",  # oracle of the event metrics

@@ -18,19 +18,20 @@ import torch
 SHARED = Path(
     os.environ.get("HEAR_PRETRAINEDSED_SHARED", Path(__file__).resolve().parents[2] / "shared")
 )
-WITHOUT_REFERENCE = pytest.StashKey[list[str]]()
+NO_REFERENCE = "no reference data"
+N_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # as many workers as cores, or one
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the list of checks that had no reference data; refuse CI without it."""
-    config.stash[WITHOUT_REFERENCE] = []
+    """Refuse CI without the reference data."""
     if os.environ.get("CI", "").lower() in ("true", "1") and not SHARED.is_dir():
         pytest.exit(f"CI needs the reference data, and {SHARED} is missing", returncode=1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly what was not checked."""
-    names = terminalreporter.config.stash[WITHOUT_REFERENCE]
+    skipped = terminalreporter.stats.get("skipped", [])
+    names = [report.nodeid for report in skipped if NO_REFERENCE in str(report.longrepr)]
     if names:
         terminalreporter.write_line(
             f"{len(names)} checks had NO REFERENCE DATA ({SHARED.name}/ is not beside the "
@@ -40,11 +41,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def shared(request: pytest.FixtureRequest) -> Path:
+def shared() -> Path:
     """The folder of reference data, or a skip that is counted."""
     if not SHARED.is_dir():
-        request.config.stash[WITHOUT_REFERENCE].append(request.node.nodeid)
-        pytest.skip("no reference data")
+        pytest.skip(NO_REFERENCE)
     return SHARED
 
 
@@ -58,10 +58,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def few_threads() -> Iterator[None]:
-    """Two threads, whatever a test sets."""
-    torch.set_num_threads(2)
+    """Two threads, or one in each of several workers, whatever a test sets."""
+    torch.set_num_threads(N_THREADS)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(N_THREADS)
 
 
 @pytest.fixture(scope="session")

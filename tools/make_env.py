@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "hear")
-CORE_TOOLS = ("pytest", "hypothesis", "ruff")  # the small part of `dev`
+CORE_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "ruff")  # the small part of `dev`
 HEAR_EXTRAS = ("downstream", "pretraining", "hear", "export", "ray", "dev")
 STAMP = "make_env.json"
 PYTHON_NEEDED = (3, 11)
