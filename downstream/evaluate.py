@@ -32,7 +32,7 @@ EXECUTORS = {"local": "downstream.sweep", "ray": "downstream.sweep_ray"}
 Names = Annotated[list[str], Option("--checkpoints", help="Names or patterns, as in `list`.")]
 Tasks = Annotated[list[str], Option("--tasks", help="Folders, or names below --data.")]
 Protocols = Annotated[list[str], Option("--protocols", help="hear, paper, best.")]
-Modes = Annotated[list[str], Option("--modes", help="probe, knn.")]
+Modes = Annotated[list[str], Option("--modes", help="probe, knn, finetune.")]
 Seeds = Annotated[int, Option("--seeds", min=1, help="Runs with seeds 0, 1, ...")]
 Results = Annotated[Path, Option("--results", "-o", help="Folder for the results.")]
 Data = Annotated[Path | None, Option("--data", help="Folder of task folders; none: the cache's.")]
@@ -40,6 +40,7 @@ Corpus = Annotated[Path | None, Option("--corpus", help="Folder of audioset_stro
 Embeddings = Annotated[Path | None, Option("--embeddings", help="Folder for frames, made once.")]
 GridPoints = Annotated[int, Option(min=1, help="hear: points of heareval's grid.")]
 Grid = Annotated[str, Option(help="hear: default, fast or faster.")]
+MaxSteps = Annotated[int | None, Option(min=1, help="finetune: no training has more steps.")]
 Executor = Annotated[str, Option(help="local, or ray: a Ray cluster (RAY_ADDRESS).")]
 StepsScale = Annotated[float | None, Option(help="paper: steps times this; paper-scaled.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about a task's data are errors.")]
@@ -58,6 +59,7 @@ def evaluate(
     grid_points: GridPoints = 8,
     grid: Grid = "default",
     steps_scale: StepsScale = None,
+    max_steps: MaxSteps = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     strict: Strict = False,
@@ -71,7 +73,14 @@ def evaluate(
     if steps_scale is not None and not 0 < steps_scale < float("inf"):
         raise ValueError(f"--steps-scale is {steps_scale}; it has to be above 0 (1: all steps)")
     work = executor_of(executor)
-    settings = Settings(precision, str(device_of(device)), steps_scale, grid_points, grid)
+    settings = Settings(
+        precision=precision,
+        device=str(device_of(device)),
+        steps_scale=steps_scale,
+        max_steps=max_steps,
+        grid_points=grid_points,
+        grid=grid,
+    )
     names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
     wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
     folders = [with_corpus(task, corpus) for task in split_list(tasks)]

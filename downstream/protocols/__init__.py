@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from downstream.embeddings import FrameSource
-from downstream.protocols import hear, paper
+from downstream.protocols import best, hear, paper
 from downstream.protocols.base import Found, Protocol, Settings
 from downstream.tasks.task import Task
 
@@ -31,5 +31,5 @@ def _with_finetune(protocol: Protocol) -> Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    one.name: _with_finetune(one) for one in (hear.PROTOCOL, paper.PROTOCOL)
+    one.name: _with_finetune(one) for one in (hear.PROTOCOL, paper.PROTOCOL, best.PROTOCOL)
 }
