@@ -17,6 +17,7 @@ from downstream.intervals import Comparison, holm
 from downstream.intervals import compare as compared
 from downstream.report_cells import read_cells
 from downstream.report_data import may_be_compared, number, p_text, signed, span
+from downstream.scoring import get_metric
 from downstream.tables import Row, table
 from hear_pretrainedsed.cli_options import Argument, Option
 from hear_pretrainedsed.registry import unknown
@@ -139,19 +140,40 @@ def _why_not(first: str, second: str, near: Sequence[tuple[Row, Row]]) -> str:
 def pairs_table(pairs: Sequence[Pair]) -> Table:
     """The pairs for a terminal."""
     first, second = pairs[0].first.checkpoint, pairs[0].second.checkpoint
-    out = Table(title=Text(f"{first} less {second}"), caption=Text(_caption(pairs)))
-    out.title_justify = out.caption_justify = "left"
-    out.add_column("task", overflow="fold")
-    for name in (first, second, "difference", "95 % interval", "p"):
-        out.add_column(Text(name), justify="right", overflow="fold")
+    title = Text(f"A: {first}, B: {second}")
+    out = Table(title=title, caption=Text(_caption(pairs)), title_justify="left")
+    out.caption_justify = "left"
+    out.add_column("task, protocol, mode", overflow="fold")
+    for name in ("A", "B", "A - B", "95 % interval", "p"):
+        out.add_column(name, justify="right", no_wrap=True)
     for one in pairs:
         a, b = one.first, one.second
-        words = f"{a.task}, {a.protocol}, {a.mode}\n{a.metric}"
-        if a.differing:
-            words += "\n" + ", ".join(f"{name} {value}" for name, value in a.differing)
         numbers = (number(a.value), number(b.value), signed(one.comparison.difference))
-        out.add_row(Text(words), *numbers, span(one.comparison.interval), p_text(one.p))
+        within = span(one.comparison.interval)
+        out.add_row(Text(_words(one, pairs)), *numbers, within, p_text(one.p))
     return out
+
+
+def _words(one: Pair, pairs: Sequence[Pair]) -> str:
+    """What a line is of; the files of weights too, where there are several."""
+    a, b = one.first, one.second
+    less = "" if get_metric(a.metric).maximize else " (less is better)"
+    lines = [f"{a.task}, {a.protocol}, {a.mode}", a.metric + less]
+    lines += [", ".join(f"{name} {value}" for name, value in a.differing)] if a.differing else []
+    weights = [
+        {_weights(side) for side in sides} for sides in zip(*map(_sides, pairs), strict=True)
+    ]
+    if any(len(files) > 1 for files in weights):
+        lines.append(f"weights {_weights(a)} and {_weights(b)}")
+    return "\n".join(lines)
+
+
+def _sides(one: Pair) -> tuple[Row, Row]:
+    return one.first, one.second
+
+
+def _weights(row: Row) -> str:
+    return row.cells[0].weights_sha256[:8]
 
 
 def _caption(pairs: Sequence[Pair]) -> str:

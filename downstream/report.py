@@ -45,8 +45,8 @@ WRITERS: dict[str, Callable[[Report, Sequence[Beside]], str]] = {
 
 def report(folders: Folders, out: OutFile = None, leaderboard: Leaderboard = None) -> None:
     """Results as one page (-o report.html), as Markdown (.md) or as CSV (.csv)."""
-    if out is not None and out.suffix.lower() not in WRITERS:
-        raise ValueError(f"-o {out}: {unknown('ending', out.suffix, WRITERS)}")
+    if out is not None:
+        _check_out(out)
     if leaderboard is None:
         if out is None:
             raise ValueError("give the file to be written as -o: report.html, report.md or .csv")
@@ -78,9 +78,17 @@ def _leaderboard(folders: Sequence[Path], out: Path | None) -> None:
         _write(out, row)
 
 
-def _write(out: Path, text: str) -> None:
+def _check_out(out: Path) -> None:
+    """Refuse what cannot be written, before anything is read."""
     if out.is_dir():
         raise ValueError(f"-o takes a file, and {out} is a folder")
+    if out.suffix.lower() not in WRITERS:
+        raise ValueError(f"-o {out}: {unknown('ending', out.suffix, WRITERS)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"-o {out}: no folder {str(out.parent)!r}")
+
+
+def _write(out: Path, text: str) -> None:
     with whole_file(out) as file:
         file.write(text.encode("utf-8", "replace"))
     say(f"wrote {out}")

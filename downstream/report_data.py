@@ -15,7 +15,7 @@ from typing import Any
 from downstream.cells import Cell
 from downstream.intervals import Comparison, compare, holm
 from downstream.report_cells import Collection, differing_facts, order_of_protocol
-from downstream.scoring import METRICS
+from downstream.scoring import get_metric
 from downstream.tables import Row, table
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.registry import CHECKPOINTS, STAGES
@@ -29,7 +29,8 @@ class Network:
     """A checkpoint with its weights: a line of the tables.
 
     variant: what its name has after the stage. weights: start of their sha256, where one name has
-    several. gmacs, parameters: of the published network, per 10 s; None: not known here.
+    several. gmacs (per 10 s, attention included), parameters: of the published network, if it is
+    known here.
     """
 
     backbone: str
@@ -72,7 +73,7 @@ class Column:
     @property
     def maximize(self) -> bool:
         """Whether more is better."""
-        return METRICS[self.metric].maximize
+        return get_metric(self.metric).maximize
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Gain:
     @property
     def maximize(self) -> bool:
         """Whether more is better."""
-        return METRICS[self.probe.metric].maximize
+        return get_metric(self.probe.metric).maximize
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def network(checkpoint: str, weights: str = "") -> Network:
     order = STAGES.index(stage) if stage in STAGES else len(STAGES)
     known = CHECKPOINTS.get(checkpoint)
     cost = complexity(known) if known else None
-    facts = {"stage": stage, "gmacs": cost and cost.macs / 1e9}
+    facts = {"stage": stage, "gmacs": cost and cost.macs_with_attention / 1e9}
     facts["parameters"] = cost and cost.parameters
     return Network(backbone, order, variant, checkpoint, weights, **facts)
 
@@ -249,7 +250,9 @@ def number(value: float | None) -> str:
 
 def span(interval: tuple[float, float] | None) -> str:
     """An interval in words, empty if there is none."""
-    return "" if interval is None else "{:.3f} to {:.3f}".format(*interval)
+    if interval is None:
+        return ""
+    return ("{:.3f}\u2013{:.3f}" if interval[0] >= 0 else "{:.3f} to {:.3f}").format(*interval)
 
 
 def p_text(p: float | None) -> str:

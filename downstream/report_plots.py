@@ -59,7 +59,7 @@ def stage_gains(section: Section, column: Column) -> Markup | None:
     if not lines:
         return None
     y = Scale(*span_of(_ends(row for line in lines.values() for _, row in line)), _BOTTOM, _TOP)
-    chart = Chart(column.title, Scale(-0.15, 2.15, _LEFT, WIDTH - 92), y)
+    chart = Chart(column.title, Scale(-0.15, 2.15, _LEFT, WIDTH - 84), y)
     chart.axes("", column.metric, [{"ssl": "SSL"}.get(s, s.capitalize()) for s in STAGES])
     ends: list[tuple[float, str, Ink]] = []
     for i, (backbone, line) in enumerate(lines.items()):
@@ -124,9 +124,11 @@ def dumbbells(title: str, gains: Sequence[Gain]) -> Markup | None:
     sign = 1 if found[0].maximize else -1
     found.sort(key=lambda g: sign * g.finetune.value)
     longest = max(len(g.network.name) for g in found)
-    left = min(190.0, 12 + 6.2 * longest)
+    left = min(170.0, 12 + 6.2 * longest)
     height = 62.0 + 17 * len(found)
-    x = Scale(*span_of([v for g in found for v in (g.probe.value, g.finetune.value)]), left, 428.0)
+    x = Scale(
+        *span_of([v for g in found for v in (g.probe.value, g.finetune.value)]), left, WIDTH - 12
+    )
     chart = Chart(title, x, Scale(-0.7, len(found) - 0.3, height - 40, 26.0), height=height)
     names = [g.network.name for g in found]
     chart.rows(names, found[0].probe.metric)

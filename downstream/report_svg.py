@@ -6,13 +6,14 @@ follows the page into the dark.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from downstream.report_markup import Markup, el
 
-WIDTH, HEIGHT = 440.0, 320.0
+WIDTH, HEIGHT = 372.0, 290.0
 N_COLOURS = 8
 _CHAR, _LINE = 5.9, 12.0  # a letter's width and a line's height at the charts' font size
 SHAPES = ("circle", "square", "triangle", "diamond")
@@ -89,6 +90,7 @@ class Chart:
     height: float = HEIGHT
     parts: list[Markup] = field(default_factory=list)
     taken: list[Box] = field(default_factory=list)
+    crossed: list[Box] = field(default_factory=list)  # where lines are
 
     def axes(self, x_title: str, y_title: str, x_names: Sequence[str] | None = None) -> None:
         """Grid lines, ticks and titles; `x_names` stand at 0, 1, ... instead of numbers."""
@@ -121,7 +123,12 @@ class Chart:
 
     def line(self, points: Sequence[tuple[float, float]], ink: Ink) -> None:
         """A line through values (x, y)."""
-        places = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        drawn = [(self.x(x), self.y(y)) for x, y in points]
+        for (x0, y0), (x1, y1) in itertools.pairwise(drawn):
+            n = max(1, int(math.hypot(x1 - x0, y1 - y0) / 6))
+            steps = [(x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n) for i in range(n + 1)]
+            self.crossed += [(x - 1, y - 1, x + 1, y + 1) for x, y in steps]
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
         self.parts.append(el("polyline", class_=f"line {ink.style} dash{ink.dash}", points=places))
 
     def bar(self, x: float, low: float, high: float, ink: Ink) -> None:
@@ -135,28 +142,27 @@ class Chart:
         self.taken.append((px - 5, py - 5, px + 5, py + 5))
         self.parts.append(_shape(ink, px, py, hint))
 
-    def label(self, x: float, y: float, words: str, style: str = "label") -> bool:
-        """Words near a point, where they cover nothing; False if there is no such place."""
+    def label(self, x: float, y: float, words: str) -> bool:
+        """Words near a point, where they cover nothing, or lines only; False if nowhere."""
         px, py = self.x(x), self.y(y)
         w = len(words) * _CHAR
         right, left, mid = px + 8, px - 8 - w, px - w / 2
         places = [(right, py + 4), (left, py + 4), (mid, py - 9), (mid, py + 18)]
         places += [(right, py - 8), (right, py + 16), (left, py - 8), (left, py + 16)]
-        for at, base in places:
-            box = (at, base - _LINE + 2, at + w, base + 2)
-            if self._is_free(box):
-                self.taken.append(box)
-                self.parts.append(el("text", words, class_=style, x=at, y=base))
-                return True
+        boxes = [(at, base - _LINE + 2, at + w, base + 2) for at, base in places]
+        for taken in ([*self.taken, *self.crossed], self.taken):
+            for (at, base), box in zip(places, boxes, strict=True):
+                if self._is_free(box, taken):
+                    self.taken.append(box)
+                    self.parts.append(el("text", words, class_="label", x=at, y=base))
+                    return True
         return False
 
-    def _is_free(self, box: Box) -> bool:
+    def _is_free(self, box: Box, taken: Sequence[Box]) -> bool:
         left, top, right, bottom = box
         if left < self.x.start or right > self.width or top < 2 or bottom > self.y.start:
             return False
-        return not any(
-            left < b[2] and b[0] < right and top < b[3] and b[1] < bottom for b in self.taken
-        )
+        return not any(left < b[2] and b[0] < right and top < b[3] and b[1] < bottom for b in taken)
 
     def right_labels(self, labels: Sequence[tuple[float, str, Ink]]) -> None:
         """Names of lines at their right ends (y, name, ink), pushed apart."""
