@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from downstream.calibration import calibrate, decode
@@ -250,6 +251,11 @@ def _origin(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "commit": commit(),
     }
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of several that writes and prints."""
+    return (rank_zero_only.rank or 0) == 0
 
 
 def save(tuned: Tuned, folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ COMMANDS = {
     "reproduce": ("downstream.reproduce", "reproduce"),
     "report": ("downstream.report", "report"),
     "compare": ("downstream.compare", "compare"),
+    "finetune": ("downstream.finetune_command", "finetune"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")

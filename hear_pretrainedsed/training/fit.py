@@ -131,10 +131,9 @@ def _finish(model: SEDModel, fitted: Fitted, folder: Path) -> None:
 
 def _finished(model: SEDModel, folder: Path) -> Fitted | None:
     """What is known of a run that has ended, its weights in the model; None for any other."""
-    try:
-        content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not ((folder / FITTED).is_file() and (folder / WEIGHTS).is_file()):
         return None
+    content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
     content["valid_scores"] = tuple(map(tuple, content["valid_scores"]))
     model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     model.eval()

@@ -1,0 +1,252 @@
+"""`hear-pretrainedsed finetune`: a checkpoint learns a task, or the user's own recordings.
+
+OUT/model.safetensors is a checkpoint like any other, with the classes of the data and, under
+protocol `best`, a threshold and a median length for each of them. OUT/results.jsonl has the scores
+on the test clips. The same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from downstream import finetune as tuning
+from downstream import results
+from downstream.cells import plain
+from downstream.embeddings import Weights, find_weights
+from downstream.finetune_recipes import RECIPES
+from downstream.protocols import Settings
+from downstream.scoring import score_task
+from downstream.sweep import open_named
+from downstream.tasks import Task, open_task
+from hear_pretrainedsed.cli_options import (
+    BatchSize,
+    CheckpointName,
+    Device,
+    Option,
+    Precision,
+    device_of,
+)
+from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.records import known_sha256
+from hear_pretrainedsed.registry import get_checkpoint, unknown
+from hear_pretrainedsed.training.estimate import memory
+from hear_pretrainedsed.training.fit import check_config, check_logger, default_logger
+from hear_pretrainedsed.training.param_groups import param_groups
+from hear_pretrainedsed.training.plan import Place
+
+Data = Annotated[
+    Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
+]
+TaskName = Annotated[str | None, Option("--task", help="NAME or NAME:SPLIT, below --data.")]
+Out = Annotated[Path, Option("--out", "-o", help="Folder for model, results and logs.")]
+WeightsFile = Annotated[Path | None, Option("--weights", help="A file to start from instead.")]
+ProtocolName = Annotated[str, Option("--protocol", help="paper or best.")]
+MaxSteps = Annotated[int | None, Option(min=1, help="No training has more steps.")]
+StepsScale = Annotated[float | None, Option(help="All steps times this.")]
+Devices = Annotated[int, Option("--devices", min=1, help="Processes a node, one a GPU.")]
+Nodes = Annotated[int, Option("--num-nodes", min=1, help="Started by torchrun or Slurm.")]
+Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; none: auto.")]
+LoggerName = Annotated[
+    str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
+]
+SaveEvery = Annotated[int, Option(min=1, help="Steps between what a killed run goes on from.")]
+Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
+Strict = Annotated[bool, Option("--strict", help="Warnings about the data are errors.")]
+
+_RUNS, _MODELS = "runs", "model*.safetensors"
+
+
+def finetune(
+    checkpoint: CheckpointName,
+    out: Out,
+    data: Data = None,
+    task: TaskName = None,
+    weights: WeightsFile = None,
+    protocol: ProtocolName = "best",
+    max_steps: MaxSteps = None,
+    steps_scale: StepsScale = None,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
+    workers: Workers = None,
+    logger: LoggerName = None,
+    save_every: SaveEvery = 200,
+    dry_run: DryRun = False,
+    strict: Strict = False,
+) -> None:
+    """Fine-tune a checkpoint on a task or on your own recordings; the best is kept and scored."""
+    if protocol not in RECIPES:
+        raise ValueError(unknown("protocol", protocol, RECIPES))
+    if precision not in PRECISIONS:
+        raise ValueError(unknown("precision", precision, PRECISIONS))
+    place = Place(
+        out / _RUNS,
+        device=str(device_of(device)),
+        n_devices=devices,
+        n_nodes=num_nodes,
+        micro_pieces=batch_size,
+        n_workers=_workers(workers, str(device_of(device))),
+        logger=_logger(logger),
+        save_every_steps=save_every,
+    )
+    get_checkpoint(checkpoint)
+    opened = _open(data, task, strict)
+    found = _weights(checkpoint, weights)
+    settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
+    job = tuning.Job(protocol, opened, found, settings, seed, place)
+    if dry_run:
+        print_plan(job)
+        return
+    run(job, out)
+
+
+def _open(data: Path | None, task: str | None, strict: bool) -> Task:
+    if task is not None:
+        return open_named(task, data, strict)
+    if data is None:
+        raise ValueError("nothing to learn from: give --data DIR or --task NAME")
+    return open_task(data, strict=strict)
+
+
+def _weights(checkpoint: str, path: Path | None) -> Weights:
+    if path is None:
+        return find_weights(checkpoint)
+    if not path.is_file():
+        raise ValueError(f"--weights: there is no file {path}")
+    return Weights(checkpoint, path, known_sha256(path))
+
+
+def _workers(given: int | None, device: str) -> int:
+    """Audio is read beside a GPU's work by other processes; a CPU has enough to do."""
+    return given if given is not None else (0 if device == "cpu" else 4)
+
+
+def _logger(name: str | None) -> str | None:
+    if name == "none":
+        return None
+    name = name or default_logger()
+    check_logger(name)
+    return name
+
+
+def run(job: tuning.Job, out: Path) -> None:
+    """Train, write models, score; what is finished is not done again."""
+    out.mkdir(parents=True, exist_ok=True)
+    is_first = tuning.is_first_process()
+    if is_first:
+        check_config(out, _content(job))
+    asked = _Asked(job.weights, job.task, job.protocol, job.seed)
+    key = results.key_of(asked, job.settings)
+    store = results.Store(out)
+    cell = store.finished(key)
+    if cell is None or not any(out.glob(_MODELS)):
+        start = time.monotonic()
+        with _progress(is_first) as tell:
+            tuned = tuning.tune(replace(job, settings=replace(job.settings, tell=tell)))
+        if not is_first:
+            return
+        trained_s = time.monotonic() - start
+        tuning.save(tuned, out)
+        scored = score_task(job.task, tuned.found)
+        seconds = {"run_s": trained_s, "scoring_s": time.monotonic() - start - trained_s}
+        n_threads = torch.get_num_threads()
+        cell = results.make_cell(key, asked, tuned.found, scored, seconds, n_threads)
+        store.append(cell, tuned.found)
+        for weights in (out / _RUNS).glob("*/weights.pt"):
+            weights.unlink()
+    if is_first:
+        Console().print(results.results_table([cell]))
+        print(*sorted(out.glob(_MODELS)), sep="\n")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the line of results is asked of."""
+
+    weights: Weights
+    task: Task
+    protocol: str
+    seed: int
+    mode: str = "finetune"
+
+
+def _content(job: tuning.Job) -> dict[str, object]:
+    """All that the folder's numbers depend on."""
+    settings = job.settings
+    return {
+        **job.config(),
+        "seed": job.seed,
+        "precision": settings.precision,
+        "steps_scale": settings.steps_scale,
+        "max_steps": settings.max_steps,
+        **plain(asdict(job.recipe)),
+    }
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str], None]]:
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not (shown and sys.stderr.isatty()),
+    )
+    with bar:
+        number = bar.add_task("", total=None)
+        yield lambda line: bar.update(number, description=line)
+
+
+def print_plan(job: tuning.Job) -> None:
+    """What a training would do: groups, steps, memory."""
+    order = job.order(job.task.rotations[0])
+    plans = [job.recipe.plan(order, lr, job.settings) for lr in job.recipe.lrs]
+    plan, model = plans[0], job.model()
+    groups = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
+    for group in param_groups(
+        model,
+        plan.lr,
+        plan.weight_decay,
+        plan.layer_decay,
+        vector_decay=plan.vector_decay,
+        backbone_lr=plan.backbone_lr,
+    ):
+        n = sum(p.numel() for p in group["params"])
+        row = (f"{len(group['params'])}", f"{n:,}", f"{group['lr']:.3g}", group["weight_decay"])
+        groups.add_row(group["name"], *map(str, row))
+    need = memory(model, plan, job.place)
+    rotations = len(job.task.rotations)
+    processes = job.place.n_devices * job.place.n_nodes
+    facts = {
+        "classes": f"{len(job.task.labels)}",
+        "pieces": f"{order.n_pieces} of 10 s an epoch, from {len(order.recordings)} recordings",
+        "batch": f"{plan.batch_pieces} pieces, up to {job.place.micro} in memory at a time"
+        + (f", over {processes} processes" if processes > 1 else ""),
+        "steps": f"{plan.n_steps}, {order.steps_per_epoch} an epoch; "
+        f"{plan.n_warmup_steps} of warm-up",
+        "trainings": f"{len(plans) + rotations - 1}: maximum lr "
+        f"{', '.join(f'{p.backbone_lr:g}' for p in plans)} on the first of {rotations} rotations",
+        "memory": f"about {_gigabytes(need.total)}: weights and optimiser "
+        f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
+        f"activations {_gigabytes(need.activations)}",
+    }
+    Console().print(groups)
+    print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"
