@@ -157,19 +157,13 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
 def _words(one: Pair, pairs: Sequence[Pair]) -> str:
     """What a line is of; the files of weights too, where there are several."""
     a, b = one.first, one.second
-    less = "" if get_metric(a.metric).maximize else " (less is better)"
-    lines = [f"{a.task}, {a.protocol}, {a.mode}", a.metric + less]
+    lines = [f"{a.task}, {a.protocol}, {a.mode}", a.metric]
+    lines += [] if get_metric(a.metric).maximize else ["less is better"]
     lines += [", ".join(f"{name} {value}" for name, value in a.differing)] if a.differing else []
-    weights = [
-        {_weights(side) for side in sides} for sides in zip(*map(_sides, pairs), strict=True)
-    ]
-    if any(len(files) > 1 for files in weights):
+    sides = ({_weights(one.first) for one in pairs}, {_weights(one.second) for one in pairs})
+    if any(len(files) > 1 for files in sides):
         lines.append(f"weights {_weights(a)} and {_weights(b)}")
     return "\n".join(lines)
-
-
-def _sides(one: Pair) -> tuple[Row, Row]:
-    return one.first, one.second
 
 
 def _weights(row: Row) -> str:

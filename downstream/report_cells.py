@@ -122,13 +122,13 @@ def _dirty(cell: Cell) -> str:
 
 
 def differing_facts(cells: Sequence[Cell]) -> list[tuple[Any, ...]]:
-    """Facts of `made_by` that are not equal in all cells: (name, each different value ...)."""
+    """Facts of `made_by` that are not equal in all cells: (name, its values, sorted ...)."""
     facts = [made_by(cell) for cell in cells]
     out: list[tuple[Any, ...]] = []
     for name in dict.fromkeys(name for one in facts for name in one):
         values = list(dict.fromkeys(one.get(name) for one in facts))
         if len(values) > 1:
-            out.append((name, *values))
+            out.append((name, *sorted(values, key=str)))
     return out
 
 

@@ -36,17 +36,17 @@ class Scale:
 
     @property
     def ticks(self) -> list[float]:
-        """Round values between low and high."""
+        """Round values between low and high; on a short logarithmic scale those of a linear one."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             found = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-        else:
-            raw = (self.high - self.low) / 5
-            power = 10 ** math.floor(math.log10(raw))
-            step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-            first = math.ceil(self.low / step - 1e-9)
-            found = [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        return [tick for tick in found if self.low * 0.999 <= tick <= self.high * 1.001]
+            if len(inside := [tick for tick in found if self.low <= tick <= self.high]) > 1:
+                return inside
+        raw = (self.high - self.low) / 5
+        power = 10 ** math.floor(math.log10(raw))
+        step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [i * step for i in range(first, last + 1)]
 
 
 def span_of(values: Sequence[float], room: float = 0.08) -> tuple[float, float]:
@@ -208,4 +208,4 @@ def _shape(ink: Ink, x: float, y: float, hint: str | None) -> Markup:
 
 
 def _tick_text(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

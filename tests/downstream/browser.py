@@ -1,4 +1,4 @@
-"""Headless Chromium by its debugging pipe (Chrome DevTools Protocol), for tests that look at a page.
+"""Headless Chromium by its debugging pipe (Chrome DevTools Protocol), to look at pages.
 
 Messages are JSON, each ended by a zero byte, on the browser's file descriptors 3 (in) and 4 (out).
 """
@@ -37,7 +37,11 @@ class Browser:
         to_read, self._out = os.pipe()
         self._in, to_write = os.pipe()
         words = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        words += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-dev-shm-usage"]
+        words += [
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "--disable-dev-shm-usage",
+        ]
         words += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-extensions", "about:blank"]
         script = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         self._process = subprocess.Popen(

@@ -104,9 +104,8 @@ def _measured(
     if not METRICS[metric].maximize:
         value, draws = 1.4 - value, 1.4 - draws
     labels = [f"class {i}" for i in range(n_classes)]
-    per_class = dict(zip(labels, np.clip(value + chance(checkpoint).normal(0, 0.1, n_classes), 0, 1),
-                         strict=True))  # fmt: skip
-    per_class = {label: float(one) for label, one in per_class.items()}
+    spread = np.clip(value + chance(checkpoint).normal(0, 0.1, n_classes), 0, 1)
+    per_class = {label: float(one) for label, one in zip(labels, spread, strict=True)}
     draws = draws.astype(np.float32)
     within = interval(value, draws.astype(np.float64), units.sampling)
     return Measured(float(value), float(value), math.nan, per_class, within, draws)
