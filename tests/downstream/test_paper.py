@@ -21,12 +21,19 @@ from tests.downstream.probe_task import MadeUpSource, made_up_task
 SHORT = Settings(steps_scale=0.1)  # 50 of 500 steps, 400 of 4000 of warm-up
 
 
+@pytest.fixture(autouse=True)
+def one_thread(few_threads: None) -> None:
+    """A small network gains nothing from more, and waits for them on a busy machine."""
+    torch.set_num_threads(1)
+
+
 def run(task: Task, folder: Path, mode: str = "probe", settings: Settings = SHORT) -> Found:
     return paper.PROTOCOL.modes[mode](task, MadeUpSource(task, folder), settings, 0)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    torch.set_num_threads(1)
     return run(made_up_task(), tmp_path_factory.mktemp("frames"))
 
 

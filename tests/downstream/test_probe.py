@@ -12,6 +12,12 @@ from downstream.probe import LabelledFrames, LinearHeads, Run, logits_of, train
 from hear_pretrainedsed.training.schedule import warmup_cosine
 
 
+@pytest.fixture(autouse=True)
+def one_thread(few_threads: None) -> None:
+    """A small network gains nothing from more, and waits for them on a busy machine."""
+    torch.set_num_threads(1)
+
+
 def data(lengths: tuple[int, ...] = (700, 250, 90), dim: int = 6) -> LabelledFrames:
     """Frames that hold their clip and their place; one class, active where noise says so."""
     rng = np.random.default_rng(0)
