@@ -16,6 +16,7 @@ from hear_pretrainedsed.api import (
 )
 from hear_pretrainedsed.events import Event
 from hear_pretrainedsed.registry import list_checkpoints
+from hear_pretrainedsed.user_registry import add_imported
 
 __all__ = [
     "Event",
@@ -26,4 +27,5 @@ __all__ = [
     "load_model",
 ]
 
+add_imported()
 add_hear_modules(__name__)

@@ -244,7 +244,7 @@ def _translate(
     """Bring a file's names to the model's: (state, layout, names left out)."""
     body, state = model.backbone, contents.tensors
     expected = set(body.state_dict())
-    top = {name: new for name in state if (new := _top_name(name)) != name}
+    top = {name: new for name in state if (new := top_name(name)) != name}
     layout, under = _best_layout(body, [name for name in state if name not in top])
     found = {name: new for name, new in under.items() if new in expected}
     if not found:
@@ -297,7 +297,8 @@ def _best_layout(body: Backbone, names: list[str]) -> tuple[str, dict[str, str]]
     )
 
 
-def _top_name(name: str) -> str:
+def top_name(name: str) -> str:
+    """Name of a head's or sequence model's tensor in a published file -> name here."""
     for pattern, replacement in TOP_NAMES:
         name = re.sub(pattern, replacement, name)
     return name

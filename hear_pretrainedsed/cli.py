@@ -1,4 +1,4 @@
-"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect, export; plugins.py has more.
+"""The command `hear-pretrainedsed`: list, info, fetch, embed, detect, export; plugins has more.
 
 Exit codes: 0; 1 when a file could not be processed or fetched (the others are done); 2 for a
 mistake in the call; 130 after Ctrl-C. Errors are one line each on stderr. Output files appear whole
@@ -57,6 +57,7 @@ from hear_pretrainedsed.cli_options import (
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.fetch import FetchError, fetch, find
+from hear_pretrainedsed.import_command import import_
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
 
@@ -254,6 +255,7 @@ def detect(
 
 
 app.command(live.NAME)(live.detect_live)
+app.command("import")(import_)
 
 
 @dataclass(frozen=True)
@@ -311,8 +313,8 @@ class _Detector:
 
 
 def _classes(checkpoint: Checkpoint) -> str:
-    if checkpoint.labels:
-        return f"{len(registry.read_labels(checkpoint.labels))} ({checkpoint.labels})"
+    if classes := checkpoint.classes:
+        return f"{len(classes)} ({checkpoint.labels or ', '.join(classes)})"
     n = checkpoint.n_classes
     return f"{n}, their names not known here" if n else "none: it has no trained head"
 

@@ -11,7 +11,6 @@ import torch
 import typer
 
 from hear_pretrainedsed import events as ev
-from hear_pretrainedsed import registry
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.heads import NoHeadError
 from hear_pretrainedsed.model import SEDModel
@@ -57,8 +56,8 @@ def check_fetched(checkpoint: Checkpoint, labels: list[str] | None) -> None:
     """`check_head` for a published file, before it is fetched."""
     if checkpoint.labels is None and checkpoint.n_classes is None:
         raise NoHeadError(_NO_HEAD.format(checkpoint.name))
-    if checkpoint.labels:
-        ev.label_indices(registry.read_labels(checkpoint.labels), labels or [])
+    if checkpoint.classes:
+        ev.label_indices(checkpoint.classes, labels or [])
 
 
 def check_head(model: SEDModel, name: str, labels: list[str] | None) -> None:

@@ -132,9 +132,10 @@ def _facts() -> dict[str, dict[str, int]]:
 
 
 def facts_text() -> str:
-    """What assets/complexity.json has to hold: the counts of all checkpoints, a line each."""
+    """What assets/complexity.json has to hold: the counts of published checkpoints, a line each."""
     lines = (
         f"{json.dumps(name)}: {json.dumps(asdict(compute(checkpoint)))}"
         for name, checkpoint in sorted(CHECKPOINTS.items())
+        if not checkpoint.own
     )
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -27,7 +27,6 @@ from hear_pretrainedsed.registry import (
     BACKBONES,
     SEQUENCE_MODELS,
     Checkpoint,
-    read_labels,
     read_vocabulary,
     unknown,
 )
@@ -376,7 +375,7 @@ def build_model(
 
 def build_checkpoint(checkpoint: Checkpoint, options: Options | None = None) -> SEDModel:
     """The network of a checkpoint, at random weights."""
-    labels = read_labels(checkpoint.labels) if checkpoint.labels else None
+    labels = checkpoint.classes
     if options is not None and options.vocabulary is not None:
         labels = read_vocabulary(options.vocabulary, checkpoint)
     return build_model(

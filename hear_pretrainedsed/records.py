@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +89,15 @@ def known_sha256(path: Path) -> str:
     return _measure(path, known).sha256
 
 
+def forget_sha256(path: Path) -> None:
+    """Take a file of the cache folder out of the record: its next content is its first."""
+    folder = cache_folder()
+    with locked(folder / f"{RECORDS_NAME}.lock"):
+        records = _read_records(folder) or {}
+        if records.pop(path.name, None) is not None:
+            _write_records(folder, records)
+
+
 def _measure(path: Path, known: _Entry | None) -> _Entry:
     with open(path, "rb") as file:
         stat = os.fstat(file.fileno())
@@ -111,7 +120,7 @@ def _read_records(folder: Path) -> dict[str, _Entry] | None:
 
 
 def _save_entry(folder: Path, key: str, entry: _Entry) -> None:
-    path, new = folder / RECORDS_NAME, folder / f"{RECORDS_NAME}.part"
+    path = folder / RECORDS_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{RECORDS_NAME}.lock"):
@@ -120,8 +129,13 @@ def _save_entry(folder: Path, key: str, entry: _Entry) -> None:
                 aside = path.with_suffix(".json.unusable")
                 os.replace(path, aside)
                 warnings.warn(f"{path} was unusable: moved to {aside}, begun anew", stacklevel=3)
-            content = {k: asdict(e) for k, e in ((records or {}) | {key: entry}).items()}
-            new.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            os.replace(new, path)
+            _write_records(folder, (records or {}) | {key: entry})
     except OSError as error:  # a cache folder that others share may be read-only
         warnings.warn(f"cannot record the sha256 of {key} in {path} ({error})", stacklevel=3)
+
+
+def _write_records(folder: Path, records: Mapping[str, _Entry]) -> None:
+    new = folder / f"{RECORDS_NAME}.part"
+    content = {key: asdict(entry) for key, entry in records.items()}
+    new.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(new, folder / RECORDS_NAME)

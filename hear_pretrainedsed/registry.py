@@ -64,7 +64,10 @@ EFFICIENTSED = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Facts about one published file. `labels` names the class list of its trained head."""
+    """Facts about one file. `labels` names the class list of its trained head.
+
+    Those of a checkpoint that the user imported (`own`) are its `names`.
+    """
 
     name: str
     file: str
@@ -78,6 +81,13 @@ class Checkpoint:
     psds1: float | None = None  # AudioSet Strong, macro over 407 classes, no variance penalty
     note: str = ""
     paper: str = "pretrainedsed"  # of the system that published it; key in assets/references.bib
+    names: tuple[str, ...] | None = None
+    own: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names of its trained head, where there is one and they are known."""
+        return read_labels(self.labels) if self.labels else self.names
 
     @property
     def backbone(self) -> str:

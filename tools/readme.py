@@ -47,7 +47,8 @@ def row(group: list[Checkpoint]) -> str:
 def table() -> str:
     """The whole table, marks included."""
     order = {"ssl": 0, "weak": 1, "strong": 2}
-    known = sorted(CHECKPOINTS.values(), key=lambda c: (*network(c), order[c.stage], c.name))
+    published = [c for c in CHECKPOINTS.values() if not c.own]
+    known = sorted(published, key=lambda c: (*network(c), order[c.stage], c.name))
     rows = [row(list(group)) for _, group in groupby(known, key=network)]
     return "\n".join((MARKS[0], *HEADING, *rows, MARKS[1]))
 
