@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from downstream.embeddings import GRID, Frames
+from downstream.embeddings import GRID
 from downstream.targets import frame_targets
 from downstream.tasks.task import Clip
 from hear_pretrainedsed.training.schedule import warmup_cosine
@@ -27,7 +28,17 @@ Crop = tuple[int, int]  # number of a clip, its first frame
 Arrays = Sequence[np.ndarray]  # of one clip
 
 
-def arrays_of(sources: Sequence[Frames], clip: Clip) -> Arrays:
+class Source(Protocol):
+    """What gives the frames (frames, dim) of a clip: `embeddings.Frames`, or a part of it."""
+
+    dim: int
+
+    def clip(self, file: str) -> np.ndarray:
+        """Frames of one clip."""
+        ...
+
+
+def arrays_of(sources: Sequence[Source], clip: Clip) -> Arrays:
     """A clip's frames from every source."""
     return [source.clip(clip.file) for source in sources]
 
@@ -54,7 +65,7 @@ class LabelledFrames:
 
     @classmethod
     def of(
-        cls, sources: Sequence[Frames], clips: Sequence[Clip], labels: Sequence[str]
+        cls, sources: Sequence[Source], clips: Sequence[Clip], labels: Sequence[str]
     ) -> LabelledFrames:
         """Those of some clips of a task."""
         arrays = [arrays_of(sources, clip) for clip in clips]

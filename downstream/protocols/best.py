@@ -76,23 +76,38 @@ RECIPE = Recipe()
 
 
 def specs(checkpoint: str, recipe: Recipe, precision: str) -> tuple[list[FrameSpec], Layout]:
-    """Which frames of a checkpoint are put side by side, and how their columns are summed."""
+    """Which frames of a checkpoint are put side by side, and how their columns are summed.
+
+    Columns of blocks that are dropped come with the others, so that one file serves all recipes.
+    """
     with torch.device("meta"):
         model = build_checkpoint(get_checkpoint(checkpoint))
     wanted, widths = [], []
     options: dict[str, Any] = {"windowing": recipe.windowing, "precision": precision}
     if recipe.layer_sum:
-        blocks = tuple(range(model.backbone.n_blocks - recipe.n_dropped))
-        if not blocks:
+        n_blocks = model.backbone.n_blocks
+        if recipe.n_dropped >= n_blocks:
             raise ValueError(f"{checkpoint}: {recipe.n_dropped} blocks dropped, and it has no more")
-        wanted.append(FrameSpec(layer=blocks, stored="float16", **options))
-        widths += [model.backbone.block_dims[i] for i in blocks]
+        wanted.append(FrameSpec(layer=tuple(range(n_blocks)), stored="float16", **options))
+        widths += model.backbone.block_dims[: n_blocks - recipe.n_dropped]
     sequence_model = not isinstance(model.sequence_model, torch.nn.Identity)
     if sequence_model or recipe.concat_mel or not recipe.layer_sum:
         wanted.append(FrameSpec(concat_mel=recipe.concat_mel, **options))
         widths.append(model.frame_dim)
     mel = [model.frontend.n_mels] if recipe.concat_mel else []
     return wanted, Layout.of(widths, mel)
+
+
+@dataclass(frozen=True)
+class FirstColumns:
+    """Frames without their last columns."""
+
+    frames: Frames
+    dim: int
+
+    def clip(self, file: str) -> np.ndarray:
+        """Frames (frames, dim) of one clip."""
+        return self.frames.clip(file)[:, : self.dim]
 
 
 @dataclass
@@ -120,7 +135,7 @@ class Kit:
     """A task's frames under a recipe: training, scores, decoding."""
 
     task: Task
-    sources: Sequence[Frames]
+    sources: Sequence[heads.Source]
     layout: Layout
     recipe: Recipe
     settings: Settings
@@ -132,7 +147,11 @@ class Kit:
     ) -> Kit:
         """Frames from the cache, or computed now."""
         wanted, layout = specs(source.weights.checkpoint, recipe, settings.precision)
-        return cls(task, [source.frames(x) for x in wanted], layout, recipe, settings, seed)
+        sources: list[heads.Source] = [source.frames(x) for x in wanted]
+        if recipe.layer_sum and recipe.n_dropped:
+            n_columns = layout.in_dim - sum(frames.dim for frames in sources[1:])
+            sources[0] = FirstColumns(sources[0], n_columns)
+        return cls(task, sources, layout, recipe, settings, seed)
 
     def run_of(self, data: heads.LabelledFrames, lrs: Sequence[float]) -> heads.Run:
         """How long a training is."""
@@ -262,7 +281,7 @@ def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found
         for part, more in zip(tested, decoded, strict=True):
             part.update(more)
     config = {"protocol": "best", "k": K, "windowing": RECIPE.windowing}
-    config |= {"calibrated": RECIPE.calibrated, "change_points": RECIPE.change_points}
+    config |= {name: asdict(RECIPE)[name] for name in ("calibrated", "change_points")}
     return Found(*tested, folds_of(task), tuple(chosen), config)
 
 

@@ -106,10 +106,23 @@ def test_specs_of_transformers_mobilenets_and_sequence_models() -> None:
     assert [spec.layer is None for spec in wanted] == [False, True]
     wanted, layout = specs("beats.ssl", replace(RECIPE, layer_sum=False, concat_mel=True), "fp32")
     assert layout.groups == ((1, 768), (1, 128)) and wanted[0].concat_mel
-    _, layout = specs("beats.ssl", replace(RECIPE, n_dropped=2), "fp32")
-    assert layout.groups == ((10, 768),)
+    same, layout = specs("beats.ssl", replace(RECIPE, n_dropped=2), "fp32")
+    assert layout.groups == ((10, 768),) and same[0].layer == tuple(range(12))
     with pytest.raises(ValueError, match="12 blocks dropped"):
         specs("beats.ssl", replace(RECIPE, n_dropped=12), "fp32")
+
+
+def test_dropped_blocks_are_not_read(tmp_path: Path) -> None:
+    task = made_up_task(n_clips=1)
+    made_up = source(task, tmp_path)
+    recipe = replace(RECIPE, **QUICK, n_dropped=2)
+    kit = Kit.of(task, made_up, recipe, Settings(), 0)
+    clip = task.clips("train")[0]
+    (whole,) = Kit.of(task, made_up, replace(recipe, n_dropped=0), Settings(), 0).sources
+    n_kept = sum(made_up.widths[:-2])
+    np.testing.assert_array_equal(kit.sources[0].clip(clip.file), whole.clip(clip.file)[:, :n_kept])
+    model, _ = kit.fit(task.rotations[0], (1e-2,))
+    assert model.convex().shape == (1, 15)
 
 
 def statistics(dim: int, n_classes: int = 2) -> Statistics:
