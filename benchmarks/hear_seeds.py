@@ -47,11 +47,12 @@ def compare(
     task.hear["evaluation_params"] = params
     metric = task.hear["evaluation"][0]
     stock_folder = write_stock_folder(task, source.frames(FrameSpec()), folder / task.name, grid)
-    theirs = [stock_score(run_stock(stock_folder, 1, seed), metric) for seed in range(seeds)]
-    ours = []
+    theirs, ours = [], []
     for seed in range(seeds):
+        theirs.append(stock_score(run_stock(stock_folder, 1, seed), metric))
         found = hear.probe(task, source, Settings(grid_points=1), seed)
         ours.append(score_task(task, found)[metric].value)
+        print(f"{task.name} seed {seed}: stock {theirs[-1]:.4f}, ours {ours[-1]:.4f}", flush=True)
     return theirs, ours
 
 
