@@ -28,7 +28,7 @@ from hear_pretrainedsed.registry import unknown
 
 Folders = Annotated[
     list[Path],
-    Argument(help="Folders of results; with --leaderboard also of heareval's results."),
+    Argument(metavar="RESULTS", help="Folders; with --leaderboard also heareval's result folders."),
 ]
 OutFile = Annotated[Path | None, Option("--out", "-o", help="A .html, .md or .csv file.")]
 Leaderboard = Annotated[

@@ -15,6 +15,7 @@ from importlib.resources import files
 from downstream import report_plots as plots
 from downstream.cells import Cell
 from downstream.leaderboard import Beside, beside_numbers
+from downstream.report_cells import made_by
 from downstream.report_data import (
     SIGNIFICANT,
     Column,
@@ -155,7 +156,7 @@ def _made(cells: Sequence[Cell]) -> str:
         return f"Page made by hear-pretrainedsed {__version__}."
     days = sorted({cell.created[:10] for cell in cells})
     versions = ", ".join(sorted({cell.version for cell in cells}))
-    commits = ", ".join(sorted({(cell.commit or "none")[:8] for cell in cells}))
+    commits = ", ".join(sorted({made_by(cell)["commit"] for cell in cells}))
     between = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"Runs of {between}; hear-pretrainedsed {versions}, commit {commits}."
 

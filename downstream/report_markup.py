@@ -10,8 +10,6 @@ _EMPTY = frozenset({"meta", "br", "wbr", "link"})
 # Marks that turn the direction of writing: a name with one would show other names reversed.
 _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-Content = "Markup | str | int | float | None | Iterable[Content]"
-
 
 class Markup(str):
     """Text that is markup already."""

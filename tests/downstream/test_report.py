@@ -322,7 +322,7 @@ def test_markdown_is_a_table_a_protocol(report: Report) -> None:
         "## Protocol paper",
         "## Protocol best",
     ]
-    assert "### Probe against fine-tune, office\\_like: event\\_onset\\_200ms\\_fms" in text
+    assert "### Probe against fine-tune, office_like: event_onset_200ms_fms" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1
@@ -336,6 +336,22 @@ def test_names_are_no_markup_in_markdown() -> None:
     assert shown and all(escaped(nasty) in line for line in shown)
     assert "<img" not in text.replace("\\<img", "")
     assert not any(line.startswith("# [") for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a_b", "a_b"),
+        ("_a_ __b", "\\_a\\_ \\_\\_b"),
+        ("- x", "\\- x"),
+        ("1. x", "1\\. x"),
+        ("+0.05", "\\+0.05"),
+        ("# *b* `c` [d](e) <f> g|h", "\\# \\*b\\* \\`c\\` \\[d\\](e) \\<f\\> g\\|h"),
+        ("a\\", "a\\\\"),
+    ],
+)
+def test_text_in_markdown(text: str, wanted: str) -> None:
+    assert escaped(text) == wanted
 
 
 def test_csv_holds_names_as_they_are() -> None:
