@@ -135,7 +135,8 @@ class Learner(LightningModule):
         with torch.no_grad():
             whole = self._augmented(self._whole(batch, n), step)
         losses = self._gathered(self._backward(whole), n)
-        self._check(losses)
+        norm = self._gradient_norm()
+        self._check(losses, norm)
         optimizer = self.optimizers()
         lr = max(group["lr"] for group in optimizer.param_groups)
         optimizer.step()
@@ -145,7 +146,7 @@ class Learner(LightningModule):
             self.ema.update(self.model)
         self.progress.step += 1
         self.progress.loss = losses.mean().item()
-        self._log({"loss": self.progress.loss, "lr": lr})
+        self._log({"loss": self.progress.loss, "lr": lr, "gradient_norm": norm.item()})
         self.tell(f"step {step + 1} of {self.plan.n_steps}, loss {self.progress.loss:.4f}")
 
     def _whole(self, batch: Batch, n: int) -> Batch:
@@ -225,22 +226,27 @@ class Learner(LightningModule):
         frames = self.model.sequence_model(self.model.grid.to_frames(tokens))
         return self.model.head(frames)
 
-    def _check(self, losses: Tensor) -> None:
-        """Stop at a loss that is not finite, before the weights take it in."""
-        bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        if not bad:
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def _check(self, losses: Tensor, norm: Tensor) -> None:
+        """Stop at a loss or gradient that is not finite, before the weights take it in."""
+        if losses.isfinite().all() and norm.isfinite():
             return
         step = self.progress.step
         crops = self.order.step(step)
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        what = f"the loss is {losses[bad[0]].item()}" if bad else "the gradient is not finite"
+        bad = bad or list(range(len(crops)))
         names = [
             f"{self.order.recordings[number].file} from {first * GRID.hop_s:.2f} s"
             for number, first in (crops[row] for row in bad[:_N_NAMED])
         ]
         more = ", ..." if len(bad) > _N_NAMED else ""
         raise ValueError(
-            f"step {step + 1}: the loss is {losses[bad[0]].item()} for {len(bad)} of "
-            f"{len(losses)} pieces: {', '.join(names)}{more}; what was saved before is kept. "
-            "Listen to them, or take a lower lr"
+            f"step {step + 1}: {what} for {len(bad)} of {len(crops)} pieces: {', '.join(names)}"
+            f"{more}; what was saved before is kept. Listen to them, or take a lower lr"
         )
 
     # ---- after a step ----
