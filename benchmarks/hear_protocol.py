@@ -42,15 +42,15 @@ TASKS_DIR = Path(__file__).resolve().parents[2] / "shared" / "data" / "tasks"
 class RandomFrames(Frames):
     """Normal numbers for every clip, with a little of its labels in them."""
 
-    def __init__(self, task: Task, dim: int) -> None:
+    def __init__(self, task: Task, dim: int, noise: float = 2.0) -> None:
         rng = np.random.default_rng(0)
         codes = rng.normal(0, 1, (len(task.labels), dim)).astype(np.float32)
         self.dim = dim
         self._frames = {}
         for clip in task.clips(task.splits):
             n = GRID.n_frames(round(clip.duration_s * GRID.sample_rate))
-            noise = rng.normal(0, 2, (n, dim)).astype(np.float32)
-            self._frames[clip.file] = noise + frame_targets(clip, task.labels, n) @ codes
+            rows = rng.normal(0, noise, (n, dim)).astype(np.float32)
+            self._frames[clip.file] = rows + frame_targets(clip, task.labels, n) @ codes
 
     def clip(self, file: str) -> np.ndarray:
         """Frames (frames, dim) of one clip."""
@@ -61,7 +61,7 @@ class RandomFrames(Frames):
         return len(self._frames[file])
 
 
-class _Source:
+class Given:
     """A source whose frames are there already."""
 
     def __init__(self, frames: Frames) -> None:
@@ -107,7 +107,7 @@ def ours(task: Task, frames: Frames, points: int, precision: str) -> tuple[float
     settings = Settings(precision=precision, grid_points=points)
     with arithmetic_counted(watch):
         start = time.perf_counter()
-        found = hear.probe(task, _Source(frames), settings, 0)
+        found = hear.probe(task, Given(frames), settings, 0)
         score_task(task, found)
         return time.perf_counter() - start, watch.seconds
 

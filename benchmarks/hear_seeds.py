@@ -1,12 +1,13 @@
 """Protocol `hear` over seeds against stock heareval over seeds, on the same frames.
 
-    python -m benchmarks.hear_seeds --checkpoint fmn10.strong [--tasks office piano] [--seeds 10]
+    python -m benchmarks.hear_seeds [--checkpoint NAME] [--tasks office piano] [--seeds 10]
 
-Both train one grid point (one hidden layer, lr 1e-3, the width and number of epochs given here) on
-the frames of a checkpoint whose file is in the cache folder; heareval with another seed each time,
-as it would be with another build of torch. Printed: mean, standard deviation and range of the test
-scores of both, the 95 % interval of heareval's runs (t), and how many of our runs lie in the range
-of a single further run of heareval (95 % prediction interval).
+Both train one grid point (one hidden layer, lr 1e-3, the width and number of epochs given here);
+heareval with another seed each time, as it would be with another build of torch. The frames are
+those of a checkpoint in the cache folder, or else random ones with a trace of the labels. Printed:
+mean, standard deviation and range of the test scores of both, the 95 % interval of heareval's mean
+(t), and how many of our runs lie where a single further run of heareval would (95 % prediction
+interval).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from benchmarks.hear_protocol import TASKS, TASKS_DIR
+from benchmarks.hear_protocol import TASKS, TASKS_DIR, Given, RandomFrames
 from benchmarks.stock import run_stock, write_stock_folder
 from downstream.embeddings import FrameSource, FrameSpec, find_weights
 from downstream.protocols import hear
@@ -39,7 +40,7 @@ def stock_score(results: dict, metric: str) -> float:
 
 
 def compare(
-    task: Task, source: FrameSource, grid: dict, seeds: int, folder: Path
+    task: Task, source: Given | FrameSource, grid: dict, seeds: int, folder: Path
 ) -> tuple[list[float], list[float]]:
     """Main scores of heareval and ours, seed by seed."""
     params = {**task.hear.get("evaluation_params", {})}
@@ -72,7 +73,9 @@ def row(name: str, theirs: list[float], ours: list[float]) -> list[str]:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", help="none: random frames with a trace of the labels")
+    parser.add_argument("--dim", type=int, default=128, help="of the random frames")
+    parser.add_argument("--noise", type=float, default=5.0, help="of the random frames")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=15)
@@ -86,9 +89,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in given.tasks:
             task = open_task(TASKS_DIR / TASKS[name])
-            clips = task.clips(task.splits)
-            weights = find_weights(given.checkpoint)
-            source = FrameSource(weights, clips, cache_folder() / "embeddings")
+            source = Given(RandomFrames(task, given.dim, given.noise))
+            if given.checkpoint:
+                clips, cache = task.clips(task.splits), cache_folder() / "embeddings"
+                source = FrameSource(find_weights(given.checkpoint), clips, cache)
             table.add_row(*row(name, *compare(task, source, grid, given.seeds, Path(folder))))
     Console(width=120).print(table)
 
