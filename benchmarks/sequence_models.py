@@ -89,9 +89,11 @@ def main() -> None:
     table = Table(title=f"{given.batch} clips of 10 s, median (range) of {given.rounds} rounds")
     for column in ("model", "clips/s", "against plain", "time share", "MAC share", "time / MACs"):
         table.add_column(column)
-    for name in given.only:
-        table.add_row(*row(name, given.batch, given.rounds))
     console = Console(width=120)
+    for name in given.only:
+        cells = row(name, given.batch, given.rounds)
+        console.print("  ".join(cells), style="dim")
+        table.add_row(*cells)
     console.print(table)
     console.print(machine())
 
