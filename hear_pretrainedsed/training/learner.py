@@ -173,8 +173,8 @@ class Learner(LightningModule):
         frontend = self.model.frontend
         if self.plan.draw_mel_edges:
             frontend = frontend.with_drawn_edges(generator)
-        parts = [frontend(part) for part in own.split(self.micro_pieces)]
-        spec = torch.cat(parts) if len(own) else frontend(batch.audio[:1])[:0]
+        given = own if len(own) else batch.audio[:1]  # one too many tells the shape
+        spec = torch.cat([frontend(part) for part in given.split(self.micro_pieces)])[: len(own)]
         batch = replace(batch, spec=self._gathered(spec, len(batch)))
         if self.plan.mixup is not None:
             batch = mixup(batch, generator, self.plan.mixup)
