@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 
     figure = Figure(figsize=(2.6 + 2.9 * len(rows), 4.6), layout="constrained")
     axes = figure.add_subplot()
-    values = [100 * row.value for row in rows]
+    values = [0.0 if math.isnan(row.value) else 100 * row.value for row in rows]
     for i, (row, value) in enumerate(zip(rows, values, strict=True)):
         left, right = 2 * i - 0.45, 2 * i + 0.45
         axes.plot((left, right), (value, value), color=INK, linewidth=3, solid_capstyle="butt")
@@ -85,7 +86,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             low, high = (100 * end for end in row.interval)
             axes.fill_between((left, right), low, high, color=SOFT, alpha=0.25, linewidth=0)
         axes.annotate(
-            f"{value:.1f}",
+            "no event" if math.isnan(row.value) else f"{value:.1f}",
             (2 * i, value),
             (0, 6),
             textcoords="offset points",

@@ -91,7 +91,7 @@ class _Table:
         while at < len(self.parts) and self.starts[at] < end:
             start = self.starts[at]
             piece = self.parts[at][max(0, first - start) : end - start]
-            pieces.append(torch.from_numpy(np.array(piece, np.float32)))
+            pieces.append(torch.as_tensor(piece).float())
             at += 1
         return torch.cat(pieces)
 

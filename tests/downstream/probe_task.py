@@ -70,14 +70,16 @@ class MadeUpSource:
     def __init__(self, task: Task, folder: Path, noise: float = 0.3, widths: Sequence[int] = ()):
         self.task, self.folder, self.noise = task, folder, noise
         self.widths = widths  # of blocks
+        self.final_dim = DIM
         self.specs: list[FrameSpec] = []
 
     def frames(self, spec: FrameSpec) -> Frames:
         self.specs.append(spec)
-        dims = [DIM] if spec.layer is None else [self.widths[i] for i in spec.layer]
+        dims = [self.final_dim] if spec.layer is None else [self.widths[i] for i in spec.layer]
         rng = np.random.default_rng(1)
         turns = [rng.standard_normal((len(LABELS), dim)) for dim in dims]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / str(len(list(self.folder.glob("*"))))
+        folder.mkdir(parents=True)
         rows, index = [], []
         for clip in self.task.clips(self.task.splits):
             n = round(clip.duration_s / 0.04)
@@ -88,6 +90,6 @@ class MadeUpSource:
             rows.append((x + self.noise * rng.standard_normal(x.shape)).astype(spec.stored))
             entry = {"file": clip.file, "n_frames": n, "dim": x.shape[1], "dtype": spec.stored}
             index.append(json.dumps(entry) + "\n")
-        (self.folder / "frames.bin").write_bytes(np.concatenate(rows).tobytes())
-        (self.folder / "index.jsonl").write_text("".join(index))
-        return Frames(self.folder)
+        (folder / "frames.bin").write_bytes(np.concatenate(rows).tobytes())
+        (folder / "index.jsonl").write_text("".join(index))
+        return Frames(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,15 @@ def test_draws_every_rung_and_step() -> None:
     steps = np.diff([100 * row.value for row in found])
     for step in steps:
         assert any(text.startswith(f"{step:+.1f}\n") for text in texts)
+
+
+def test_a_protocol_that_found_no_event_is_at_the_foot() -> None:
+    found = tool.ladder(rows("hear", "best"), "beats.strong", "small")
+    silent = [replace(found[0], value=math.nan, interval=None), found[1]]
+    (axes,) = tool.draw(silent).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert "no event" in texts
+    assert any(text.startswith(f"{100 * found[1].value:+.1f}") for text in texts)
 
 
 def test_the_command_writes_a_file_and_refuses_in_one_line(
