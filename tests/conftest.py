@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The package reads the user's imported checkpoints when it is imported: here there are none.
+os.environ["HEAR_PRETRAINEDSED_HOME"] = os.devnull
+
 SHARED = Path(
     os.environ.get("HEAR_PRETRAINEDSED_SHARED", Path(__file__).resolve().parents[2] / "shared")
 )
