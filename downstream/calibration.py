@@ -2,8 +2,8 @@
 
 Every pair of a median length and a threshold is tried, for all classes at once, and each class
 takes the pair with which its own score under an event metric is best. A threshold's score is
-averaged with its neighbours' before they are compared, so that a narrow peak, which a small
-validation set makes by chance, does not win over a broad one.
+averaged with its neighbours' before they are compared, and of equal ones the middle is taken: what
+is best at the edge of a range by chance of a small validation set would be the first to fail.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def calibrate(
         if not known[i] or not table[:, :, i].any():
             chosen.append((0.5, widths[int(overall.argmax())]))
             continue
-        width, threshold = np.unravel_index(int(table[:, :, i].argmax()), table.shape[:2])
+        width, threshold = _best(table[:, :, i])
         chosen.append((thresholds[threshold], widths[width]))
     return Decoding(*map(tuple, zip(*chosen, strict=True)))
 
@@ -79,6 +79,17 @@ def _class_scores(
     per_class = metric.score(Sample.of(task, clips, smooth, events)).per_class
     values = np.nan_to_num([per_class[label] for label in task.labels], nan=0.0)
     return (values if metric.maximize else 1 / (1 + values)).tolist()
+
+
+def _best(values: np.ndarray) -> tuple[int, int]:
+    """Place of the largest of values (widths, thresholds); of several the middle one.
+
+    That is in the row with most of them, the first of such rows.
+    """
+    equal = values >= values.max() - 1e-9
+    row = int(equal.sum(axis=1).argmax())
+    places = np.flatnonzero(equal[row])
+    return row, int(places[len(places) // 2])
 
 
 def _with_neighbours(table: np.ndarray) -> np.ndarray:
