@@ -89,7 +89,7 @@ def _best(values: np.ndarray) -> tuple[int, int]:
     equal = values >= values.max() - 1e-9
     row = int(equal.sum(axis=1).argmax())
     places = np.flatnonzero(equal[row])
-    return row, int(places[len(places) // 2])
+    return row, int(places[(len(places) - 1) // 2])
 
 
 def _with_neighbours(table: np.ndarray) -> np.ndarray:
