@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,25 +53,24 @@ def variants(base: Recipe) -> list[Variant]:
     """From a linear layer on the last output to all parts, one by one; then what else there is."""
     off: dict[str, Any] = {"layer_sum": False, "n_prototypes": None, "windowing": "reference"}
     off |= {"concat_mel": False, "calibrated": False, "change_points": None, "n_dropped": 0}
-    on: dict[str, Any] = {"windowing": "overlap", "n_prototypes": 4}
-    on |= {"layer_sum": True, "calibrated": True}
     steps = (
-        ("+ thresholds and medians a class from valid", "calibrated"),
-        ("+ prototypes", "n_prototypes"),
-        ("+ learned sum of blocks", "layer_sum"),
-        ("+ overlapping windows", "windowing"),
+        ("+ thresholds and medians a class from valid", {"calibrated": True}),
+        ("+ prototypes", {"n_prototypes": RECIPE.n_prototypes}),
+        ("+ learned sum of blocks", {"layer_sum": True}),
     )
     found = [Variant("linear layer on the last output", replace(base, **off))]
     for name, part in steps:
         last = found[-1]
-        found.append(Variant(name, replace(last.recipe, **{part: on[part]}), last.name))
+        found.append(Variant(name, replace(last.recipe, **part), last.name))
     full, name = found[-1].recipe, found[-1].name
-    found += [
-        Variant("all of these, last two blocks dropped", replace(full, n_dropped=2), name),
-        Variant("all of these, mel appended", replace(full, concat_mel=True), name),
-        Variant("all of these, linear layer again", replace(full, n_prototypes=None), name),
-        Variant("all of these, change points", replace(full, change_points=ChangePoints()), name),
-    ]
+    others: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("last two blocks dropped", {"n_dropped": 2}),
+        ("linear layer again", {"n_prototypes": None}),
+        ("change points", {"change_points": ChangePoints()}),
+        ("overlapping windows", {"windowing": "overlap"}),
+        ("mel appended", {"concat_mel": True}),
+    )
+    found += [Variant(f"all of these, {n}", replace(full, **part), name) for n, part in others]
     return found
 
 
@@ -94,8 +93,8 @@ def crossed(kit: Kit, clips: Sequence[Clip], scores: Scores) -> float:
 
 def run(
     task: Task, source: FrameSource, wanted: Sequence[Variant], seed: int
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Name and scores of each variant; those that differ in decoding only are trained once."""
+) -> Iterator[tuple[Variant, dict[str, float]]]:
+    """Scores of each variant; those that differ in decoding only are trained once."""
     known: dict[Recipe, tuple[Scores, float]] = {}
     rotation = task.rotations[0]
     clips = task.clips(rotation.valid)
@@ -107,7 +106,7 @@ def run(
             known[recipe] = (kit.scores(model, clips), chosen["valid_frame_map"])
         scores, frame_map = known[recipe]
         score = crossed(kit, clips, scores)
-        yield variant.name, {"score": 0.0 if math.isnan(score) else score, "frame_map": frame_map}
+        yield variant, {"score": 0.0 if math.isnan(score) else score, "frame_map": frame_map}
 
 
 def _tell(line: str) -> None:
@@ -115,10 +114,16 @@ def _tell(line: str) -> None:
         print(f"\r{line:60}", end="", file=sys.stderr)
 
 
-def finished(path: Path) -> dict[Key, dict[str, float]]:
-    """What a folder's file of lines holds."""
+def facts_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it comes back from a line of JSON."""
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def finished(path: Path, wanted: Sequence[Variant]) -> dict[Key, dict[str, float]]:
+    """What a file of lines holds of these variants; not what was found with other settings."""
+    recipes = {v.name: facts_of(v.recipe) for v in wanted}
     lines = path.read_text().splitlines() if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows = [row for row in map(json.loads, lines) if row["recipe"] == recipes.get(row["variant"])]
     return {(r["variant"], r["checkpoint"], r["task"], r["seed"]): r["found"] for r in rows}
 
 
@@ -130,13 +135,14 @@ def measure(arguments: argparse.Namespace, wanted: Sequence[Variant], path: Path
         for task in tasks:
             source = FrameSource(find_weights(name), task.clips(task.splits), embeddings)
             for seed in range(arguments.seeds):
-                done = finished(path)
+                done = finished(path, wanted)
                 left = [v for v in wanted if (v.name, name, task.name, seed) not in done]
                 for variant, found in run(task, source, left, seed):
-                    facts = {"variant": variant, "checkpoint": name, "task": task.name}
+                    names = {"variant": variant.name, "checkpoint": name, "task": task.name}
+                    facts = names | {"seed": seed, "recipe": facts_of(variant.recipe)}
                     with path.open("a") as file:
-                        file.write(json.dumps(facts | {"seed": seed, "found": found}) + "\n")
-                    print(variant, name, task.name, seed, found)
+                        file.write(json.dumps(facts | {"found": found}) + "\n")
+                    print(*names.values(), seed, found, flush=True)
 
 
 def table(wanted: Sequence[Variant], done: dict[Key, dict[str, float]], note: str) -> str:
@@ -219,7 +225,7 @@ def main(given: Sequence[str] | None = None) -> None:
         base = replace(base, steps_from_to=(arguments.steps, arguments.steps))
     wanted, path = variants(base), arguments.results / "ablation.jsonl"
     measure(arguments, wanted, path)
-    write_page(arguments.page, table(wanted, finished(path), note_of(arguments, base)))
+    write_page(arguments.page, table(wanted, finished(path, wanted), note_of(arguments, base)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from downstream.postprocess import Segments, change_points, median_filter, runs, to_events
+from downstream.postprocess import Segments, boxes, change_points, median_filter, runs, to_events
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 4))
 SCORES = arrays.arrays(
@@ -117,6 +117,17 @@ def test_change_points_find_the_edges_of_a_box_and_close_a_dip() -> None:
     assert found.value == pytest.approx([0.89, 0.6, 0.7])
     apart = change_points(values, 2, merge_below=0.05)
     assert apart.take(apart.column == 0).first.tolist() == [20, 36]
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=SCORES, width=st.integers(1, 12), merge=st.sampled_from([0.03, 0.2]))
+def test_boxes_are_segments_at_their_means(values: np.ndarray, width: int, merge: float) -> None:
+    wanted = np.zeros_like(values)
+    for column, first, end, _ in zip(*change_points(values, width, merge), strict=True):
+        wanted[first:end, column] = values[first:end, column].mean()
+    found = boxes(values, width, merge)
+    assert found.dtype == values.dtype
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_change_points_of_a_constant_are_one_segment_and_of_silence_none() -> None:

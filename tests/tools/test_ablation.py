@@ -110,12 +110,12 @@ def test_runs_from_the_command_line_and_goes_on(
     whole = tool.variants
     monkeypatch.setattr(tool, "variants", lambda base: whole(base)[:3])
     page = tmp_path / "page.md"
-    page.write_text(f"before {tool.MARKS[0]} old {tool.MARKS[1]} after")
+    page.write_text(f"before {tool.MARKS[0]} OLD {tool.MARKS[1]} after")
     given = ["--checkpoints", CHECKPOINT, "--tasks", "x", "--results", str(tmp_path), "--seeds"]
     given += ["1", "--page", str(page)]
     tool.main(given)
     first = page.read_text()
-    assert first.startswith("before ") and first.endswith(" after") and "old" not in first
+    assert first.startswith("before ") and first.endswith(" after") and "OLD" not in first
     assert len(capsys.readouterr().out.splitlines()) == 3
     tool.main(given)
     assert page.read_text() == first and capsys.readouterr().out == ""
