@@ -166,7 +166,7 @@ def train(job: Job, number: int, order: Order, lr: float) -> tuple[SEDModel, Fit
     fitted = fit(
         model,
         order,
-        job.recipe.plan(order, lr, job.settings),
+        job.recipe.plan(order, lr, job.settings, model.backbone.n_blocks),
         place,
         validate=lambda model: _validate(job, model, valid),
         config=job.config(),

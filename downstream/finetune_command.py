@@ -214,8 +214,10 @@ def _progress(shown: bool) -> Iterator[Callable[[str], None]]:
 def print_plan(job: tuning.Job) -> None:
     """What a training would do: groups, steps, memory."""
     order = job.order(job.task.rotations[0])
-    plans = [job.recipe.plan(order, lr, job.settings) for lr in job.recipe.lrs]
-    plan, model = plans[0], job.model()
+    model = job.model()
+    n_blocks = model.backbone.n_blocks
+    plans = [job.recipe.plan(order, lr, job.settings, n_blocks) for lr in job.recipe.lrs]
+    plan = plans[0]
     groups = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
     for group in param_groups(
         model,

@@ -21,6 +21,8 @@ from downstream.protocols.base import Settings
 from hear_pretrainedsed.training.pieces import Order
 from hear_pretrainedsed.training.plan import Plan
 
+_DECAY_BLOCKS = 12
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -32,6 +34,7 @@ class Recipe:
     n_warmup_steps: or, if None, `warmup_share` of all.
     n_checks: validations in a run; 1: at its end.
     windowing: of clips that are validated and tested.
+    layer_decay: of a transformer's 12 blocks; other backbones' first blocks get the same share.
     calibrated: scores are decoded class by class as is best on valid; else as in `paper`.
     """
 
@@ -72,8 +75,8 @@ class Recipe:
             raise ValueError(f"max_steps is {settings.max_steps}; it is at least 1")
         return min(scale, settings.max_steps / self.all_steps(order))
 
-    def plan(self, order: Order, lr: float, settings: Settings) -> Plan:
-        """How a training goes; `scale` shrinks warm-up and total alike."""
+    def plan(self, order: Order, lr: float, settings: Settings, n_blocks: int) -> Plan:
+        """How a training of a backbone goes; `scale` shrinks warm-up and total alike."""
         scale, all_steps = self.scale(order, settings), self.all_steps(order)
         n_steps = max(1, round(scale * all_steps))
         n_warmup = self.n_warmup_steps
@@ -87,7 +90,7 @@ class Recipe:
             backbone_lr=lr,
             weight_decay=self.weight_decay,
             vector_decay=self.vector_decay,
-            layer_decay=self.layer_decay,
+            layer_decay=self.layer_decay ** (_DECAY_BLOCKS / n_blocks),
             wavmix=self.wavmix,
             mixup=self.mixup,
             balanced=self.balanced,
