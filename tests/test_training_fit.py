@@ -237,7 +237,7 @@ def test_out_of_memory_halves_what_is_in_memory(recordings, tmp_path, monkeypatc
     assert fitted.micro_pieces == 2
     close(model, whole, 2e-5)
     monkeypatch.setattr(Learner, "_logits", lambda self, spec: tight(self, spec.repeat(3, 1, 1, 1)))
-    with pytest.raises(MemoryError, match="not enough memory for 1 pieces of 10 s at a time"):
+    with pytest.raises(ValueError, match="not enough memory for 1 pieces of 10 s at a time"):
         run(recordings, tmp_path / "none")
 
 

@@ -90,10 +90,9 @@ def fit(
         loss: (logits, targets), both (batch, frames, classes) -> (batch,).
 
     Raises:
-        ValueError: the folder holds a run of another config (the differences are named), or a loss
-            is not finite (the pieces are named).
+        ValueError: the folder holds a run of another config (the differences are named), a loss is
+            not finite (the pieces are named), or even one piece at a time needs too much memory.
         OSError: what a run goes on from cannot be written.
-        MemoryError: even one piece at a time is too much.
     """
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,7 @@ class Learner(LightningModule):
                     raise
                 one = self.micro_pieces == 1
             if one or self.trainer.world_size > 1:  # the others wait for this process
-                raise MemoryError(
+                raise ValueError(
                     f"not enough memory for {self.micro_pieces} pieces of 10 s at a time: "
                     "take a smaller --batch-size, or bf16"
                 )
