@@ -64,14 +64,14 @@ def runs(values: np.ndarray, threshold: float | Sequence[float]) -> Segments:
     return _with_means(values, column, first, end)
 
 
-def change_points(values: np.ndarray, width_frames: int, merge_below: float) -> Segments:
+def change_points(values: np.ndarray, width_frames: int, merge_above: float) -> Segments:
     """Stretches between the jumps of scores (frames, columns) in 0..1, zero outside the clip.
 
     The jump at a border is the mean of the `width_frames` frames after it less that of as many
     before it. Where jumps stay positive, an onset is at the largest; where they stay negative, an
-    offset is at the steepest. Then neighbours become one as long as the gap between them lies less
-    than `merge_below` under the lower of the two (means of values). Which segments are events is
-    for a threshold on `value` to say.
+    offset is at the steepest. Then neighbours become one as long as the gap between them is above
+    that share of the lower of the two (means of values). Which segments are events is for a
+    threshold on `value` to say.
 
     After the sound event bounding boxes of Ebbers et al., Interspeech 2024; there merging goes from
     left to right, here all pairs that qualify are merged at once, again and again.
@@ -91,7 +91,7 @@ def change_points(values: np.ndarray, width_frames: int, merge_below: float) -> 
             values, found.column[together], found.end[together], found.first[together + 1]
         )
         lower = np.minimum(found.value[together], found.value[together + 1])
-        closed = together[lower - gap.value < merge_below]
+        closed = together[gap.value > merge_above * lower]
         if not len(closed):
             break
         starts = np.ones(len(found.first), bool)
@@ -101,9 +101,9 @@ def change_points(values: np.ndarray, width_frames: int, merge_below: float) -> 
     return found
 
 
-def boxes(values: np.ndarray, width_frames: int, merge_below: float) -> np.ndarray:
+def boxes(values: np.ndarray, width_frames: int, merge_above: float) -> np.ndarray:
     """Scores (frames, columns) with each segment of `change_points` at its mean, 0 elsewhere."""
-    found = change_points(values, width_frames, merge_below)
+    found = change_points(values, width_frames, merge_above)
     steps = np.zeros((values.shape[1], len(values) + 1))
     steps[found.column, found.first] += found.value
     steps[found.column, found.end] -= found.value

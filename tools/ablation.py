@@ -37,6 +37,7 @@ from hear_pretrainedsed.rule_weights import write_release_file  # noqa: E402
 
 PAGE = ROOT / "docs" / "protocols.md"
 MARKS = ("<!-- ablation: made by tools/ablation.py -->", "<!-- /ablation -->")
+_WHAT = ("score", "frame_map")
 Key = tuple[str, str, str, int]  # variant, checkpoint, task, seed
 
 
@@ -146,25 +147,29 @@ def measure(arguments: argparse.Namespace, wanted: Sequence[Variant], path: Path
 
 
 def table(wanted: Sequence[Variant], done: dict[Key, dict[str, float]], note: str) -> str:
-    """The variants' mean scores in per cent, a column a task and checkpoint, and mean gains."""
+    """Mean score and frame mAP of variants in per cent, a column a task and checkpoint; gains."""
     columns = list(dict.fromkeys((task, checkpoint) for _, checkpoint, task, _ in done))
-    value: dict[tuple[str, str, str], float] = {}
-    for task, checkpoint in columns:
-        for v in wanted:
-            rows = [r for k, r in done.items() if k[:3] == (v.name, checkpoint, task)]
-            if rows:
-                value[v.name, task, checkpoint] = 100 * mean(r["score"] for r in rows)
+    found: dict[tuple[str, str, str], tuple[float, ...]] = {}
+    for name, checkpoint, task, _ in done:
+        rows = [r for k, r in done.items() if k[:3] == (name, checkpoint, task)]
+        found[name, task, checkpoint] = tuple(100 * mean(r[what] for r in rows) for what in _WHAT)
     lines = [
         f"| | {' | '.join(f'{task}<br>{checkpoint}' for task, checkpoint in columns)} | gain |",
         "|---|" + "---|" * (len(columns) + 1),
     ]
     for v in wanted:
-        cells = [f"{value[v.name, *c]:.1f}" if (v.name, *c) in value else "-" for c in columns]
-        both = [c for c in columns if (v.name, *c) in value and (v.beside, *c) in value]
-        gains = [value[v.name, *c] - value[v.beside, *c] for c in both]
-        cells.append(f"{mean(gains):+.1f}" if gains else "")
+        mine = [found.get((v.name, *c)) for c in columns]
+        beside = [found.get((v.beside or "", *c)) for c in columns]
+        cells = [_pair(one, ".1f") if one else "-" for one in mine]
+        both = [(a, b) for a, b in zip(mine, beside, strict=True) if a and b]
+        gains = [mean(a[i] - b[i] for a, b in both) for i in range(2)] if both else None
+        cells.append(_pair(gains, "+.1f") if gains else "")
         lines.append(f"| {v.name} | {' | '.join(cells)} |")
     return "\n".join((MARKS[0], "", note, "", *lines, "", MARKS[1]))
+
+
+def _pair(values: Sequence[float], how: str) -> str:
+    return f"{values[0]:{how}} ({values[1]:{how}})"
 
 
 def write_page(page: Path, text: str) -> None:
@@ -183,9 +188,10 @@ def note_of(arguments: argparse.Namespace, recipe: Recipe) -> str:
     steps = f"{low}" if low == high else f"{low} to {high}"
     seeds = "1 seed" if arguments.seeds == 1 else f"mean of {arguments.seeds} seeds"
     return (
-        f"Main metric of each task on its valid clips, per cent; {weights}; {seeds}, {steps} steps "
-        f"of {recipe.batch_pieces} pieces. *Gain*: mean difference to the row above, and for the "
-        "rows that begin with *all of these* to the last row that begins with a plus."
+        "Main metric of each task on its valid clips and, in brackets, frame mAP before decoding, "
+        f"per cent; {weights}; {seeds}, {steps} steps of {recipe.batch_pieces} pieces. *Gain*: the "
+        "mean difference to the row above, and for rows that begin with *all of these* to the last "
+        "row that begins with a plus."
     )
 
 

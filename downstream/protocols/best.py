@@ -39,7 +39,7 @@ class ChangePoints:
     """How `postprocess.boxes` is set."""
 
     width_frames: int = 6
-    merge_below: float = 0.1
+    merge_above: float = 0.6
 
 
 @dataclass(frozen=True)

@@ -72,15 +72,15 @@ def test_table_has_means_over_seeds_and_gains() -> None:
     variants = tool.variants(SMALL)[:2]
     names = [variant.name for variant in variants]
     done = {
-        (names[0], "a", "t", 0): {"score": 0.1},
-        (names[0], "a", "t", 1): {"score": 0.3},
-        (names[1], "a", "t", 0): {"score": 0.25},
-        (names[0], "b", "t", 0): {"score": 0.4},
+        (names[0], "a", "t", 0): {"score": 0.1, "frame_map": 0.5},
+        (names[0], "a", "t", 1): {"score": 0.3, "frame_map": 0.5},
+        (names[1], "a", "t", 0): {"score": 0.25, "frame_map": 0.4},
+        (names[0], "b", "t", 0): {"score": 0.4, "frame_map": 0.5},
     }
     lines = tool.table(variants, done, "A note.").splitlines()
     assert lines[0] == tool.MARKS[0] and lines[-1] == tool.MARKS[1] and "A note." in lines
-    assert f"| {names[0]} | 20.0 | 40.0 |  |" in lines
-    assert f"| {names[1]} | 25.0 | - | +5.0 |" in lines
+    assert f"| {names[0]} | 20.0 (50.0) | 40.0 (50.0) |  |" in lines
+    assert f"| {names[1]} | 25.0 (40.0) | - | +5.0 (-10.0) |" in lines
 
 
 def test_the_page_has_room_for_the_table() -> None:
