@@ -1,235 +1,146 @@
-"""The main job on a small task: frames of a checkpoint, a linear probe on them, scores, events.
+"""The main job on a small task: a checkpoint under every protocol, its scores, its events.
 
     make demo            or            python examples/demo.py [--output FOLDER]
 
-Makes a small task in HEAR's format out of synthetic sounds, computes embeddings by the HEAR API,
-trains a linear probe, and compares it with the same probe on a plain log-mel spectrogram and with
-chance; then detects the events of one recording with the probe and draws them. Needs no network.
-With a published checkpoint in the cache folder (`hear-pretrainedsed fetch NAME`) it uses that one;
-else stand-in weights, made by a formula: then the frames are random features.
+Makes a small task in HEAR's format out of synthetic sounds, evaluates a checkpoint on it as
+`hear-pretrainedsed evaluate` does, sets the same protocols on a plain log-mel spectrogram and
+events at random beside it, and draws what was found in one recording. Needs no network.
+With a published checkpoint in the cache folder (`hear-pretrainedsed fetch NAME`) it uses that one
+(a large network takes some minutes); else stand-in weights, made by a formula: then the frames are
+random features. A second run finds the first one's results and goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 
-import hear_task
-import numpy as np
-import soundfile
-import synthesis
-import torch
-from probe import frame_targets, train_probe
-from rich.console import Console
-from rich.table import Table
-from scoring import Events, onset_f, segment_error_rate
-from torch import Tensor, nn
-
-import hear_pretrainedsed as hps
-from hear_pretrainedsed.events import Event, scores_to_events, write_tsv
-from hear_pretrainedsed.fetch import find
-from hear_pretrainedsed.model import Options, SEDModel, build_checkpoint
-from hear_pretrainedsed.picture import draw
-from hear_pretrainedsed.registry import CHECKPOINTS, get_checkpoint
-from hear_pretrainedsed.rule_weights import fill
-
 ROOT = Path(__file__).resolve().parents[1]
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-MEDIANS = (1, 5, 9, 13, 17, 25)  # frames of 40 ms
-N_CHANCE = 20
-RECORDING_S = 30.0
+sys.path.insert(1, str(ROOT))  # it runs in a checkout where nothing is installed, too
+
+import hear_task  # noqa: E402
+import numpy as np  # noqa: E402
+import references  # noqa: E402
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from downstream import results, sweep  # noqa: E402
+from downstream.cells import Cell  # noqa: E402
+from downstream.evaluate import Screen  # noqa: E402
+from downstream.protocols import Settings  # noqa: E402
+from downstream.tasks import Clip, Task, open_task  # noqa: E402
+from downstream.tasks.task import Triple  # noqa: E402
+from hear_pretrainedsed import load_model, user_registry  # noqa: E402
+from hear_pretrainedsed.audio import read_audio  # noqa: E402
+from hear_pretrainedsed.events import GRID, Event, events_to_frames, write_tsv  # noqa: E402
+from hear_pretrainedsed.fetch import find  # noqa: E402
+from hear_pretrainedsed.picture import draw  # noqa: E402
+from hear_pretrainedsed.registry import CHECKPOINTS  # noqa: E402
+from hear_pretrainedsed.rule_weights import write_release_file  # noqa: E402
+
+#: Random weights: of the small networks that protocol best trains on in a minute, this one's early
+#: blocks serve best.
+STAND_IN, STAND_IN_FOR = "fmn04.strong-random", "fmn04.strong"
+RUNS = (("hear", "knn"), ("hear", "probe"), ("paper", "probe"), ("best", "probe"))
+SETTINGS = Settings(grid="faster", grid_points=8)
+METRICS = """\
+event_onset_200ms_fms: F of events, right if class and onset (within 200 ms) are; 1 is perfect
+segment_1s_er: wrong, missed and false classes in segments of 1 s; to say nothing at all has 1"""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the frames come from."""
-
-    checkpoint: str
-    options: dict[str, object] = field(default_factory=dict)  # for load_model
-    file: Path | None = None  # None: stand-in weights
-
-    @property
-    def description(self) -> str:
-        """What a reader has to know about the numbers."""
-        where = f"{self.checkpoint}{self.options or ''}"
-        if self.file:
-            return f"trained weights of {where}: frozen features, trained probe"
-        return f"stand-in weights of {where}: RANDOM features, trained probe"
+def published() -> str | None:
+    """The published strong checkpoint in the cache folder that is the smallest file."""
+    found = {name: find(facts.file) for name, facts in CHECKPOINTS.items() if facts.psds1}
+    there = {name: path.stat().st_size for name, path in found.items() if path}
+    return min(there, key=there.__getitem__, default=None)
 
 
-#: Of random networks the first block serves best: it mixes bands and neighbours, and keeps times.
-STAND_IN = Source("fpasst.ssl", {"layer": 0})
-
-
-def find_source() -> Source:
-    """A published checkpoint in the cache folder, the one of the highest PSDS1; else a stand-in."""
-    strong = [facts for facts in CHECKPOINTS.values() if facts.psds1]
-    for facts in sorted(strong, key=lambda facts: -facts.psds1):
-        if path := find(facts.file):
-            return Source(facts.name, file=path)
+def stand_in(cache: Path) -> str:
+    """A checkpoint of random weights, in a cache folder of the demo's own."""
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["HEAR_PRETRAINEDSED_HOME"] = str(cache)
+    if STAND_IN not in CHECKPOINTS:
+        user_registry.add_imported()
+    if STAND_IN not in CHECKPOINTS:
+        made = write_release_file(STAND_IN_FOR, cache / "rule_made.pt")
+        user_registry.import_checkpoint(made, STAND_IN)
+        made.unlink()
     return STAND_IN
 
 
-def load(source: Source) -> SEDModel:
-    """The model, with the spec of its front end appended to its embeddings."""
-    options = {**source.options, "concat_mel": True}
-    if source.file:
-        return hps.load_model(source.file, checkpoint=source.checkpoint, **options)
-    return fill(build_checkpoint(get_checkpoint(source.checkpoint), Options(**options)))
+def described(checkpoint: str) -> str:
+    """What a reader has to know about the numbers."""
+    if checkpoint != STAND_IN:
+        return f"{checkpoint}: trained weights, frozen"
+    return (
+        f"{checkpoint}: no published weights at hand, so these frames are RANDOM features "
+        "(protocols hear and paper take the last block, best takes all of them)"
+    )
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def evaluate(checkpoint: str, folder: Path, output: Path) -> tuple[list[Cell], int]:
+    """The finished cells, and how many of them an earlier run has left."""
+    n_known = len(results.read(output / "results"))
+    place = sweep.Place(output / "results", output / "frames", SETTINGS)
+    todo = sweep.jobs([checkpoint], [str(folder)], RUNS, 1, None, False)
+    screen = Screen(len(todo))
+    with screen.bar:
+        sweep.work(todo, place, screen.tell, screen.done)
+    if screen.n_failed:
+        sys.exit(1)
+    n_new = len(results.read(output / "results")) - n_known
+    return screen.cells, len(todo) - n_new
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How a probe's scores become events; chosen on the valid split."""
+class Found:
+    """What a cell says about one test clip."""
 
-    threshold: float
-    median_frames: int
-
-    def events(self, logits: Tensor, labels: Sequence[str], duration_s: float) -> list[Event]:
-        """Logits (frames, classes) of one clip -> its events."""
-        return scores_to_events(
-            logits.sigmoid(),
-            labels,
-            threshold=self.threshold,
-            median_frames=self.median_frames,
-            duration_s=duration_s,
-        )
+    clip: Clip
+    events: list[Event]
+    scores: np.ndarray  # (frames, classes)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: scores on valid, by which things are chosen, and on test."""
-
-    name: str
-    valid_f: float
-    test_f: float
-    test_error_rate: float
-    columns: slice | None = None  # of the embeddings
-    probe: nn.Module | None = None
-    decoding: Decoding | None = None
+def found_in_one(cell: Cell, task: Task, folder: Path) -> Found:
+    """What was found in the test clip with the most events, as the results folder holds it."""
+    scores, events = results.read_arrays(folder, cell.id)
+    clip = max(task.clips("test"), key=lambda clip: len(clip.events))
+    values = scores[clip.file]
+    return Found(clip, [_with_score(x, values, task) for x in events[clip.file]], values)
 
 
-class Experiment:
-    """A task, its embeddings (clips, frames, dim) by split, and probes on columns of them."""
-
-    def __init__(self, folder: Path, model: SEDModel) -> None:
-        self.labels = hear_task.read_labels(folder)
-        self.splits = {name: hear_task.read_split(folder, name) for name in hear_task.N_CLIPS}
-        computed = {
-            name: hps.get_timestamp_embeddings(split.audio, model)
-            for name, split in self.splits.items()
-        }
-        self.embeddings = {name: embeddings for name, (embeddings, _) in computed.items()}
-        timestamps_ms = computed["train"][1][0]
-        self.targets = torch.cat(
-            [
-                frame_targets(events, self.labels, timestamps_ms)
-                for events in self.splits["train"].events
-            ]
-        )
-
-    def run(self, name: str, columns: slice) -> Row:
-        """Train a probe, choose its decoding on valid, score it on test."""
-        probe = train_probe(self.embeddings["train"][..., columns].flatten(0, 1), self.targets)
-        logits = {k: probe(x[..., columns]) for k, x in self.embeddings.items() if k != "train"}
-
-        def detected(split: str, decoding: Decoding) -> list[list[Event]]:
-            return [decoding.events(x, self.labels, hear_task.CLIP_S) for x in logits[split]]
-
-        reference = {k: split.events for k, split in self.splits.items()}
-        choices = [Decoding(*pair) for pair in product(THRESHOLDS, MEDIANS)]
-        scores = [onset_f(reference["valid"], detected("valid", choice)) for choice in choices]
-        best = choices[int(np.argmax(scores))]
-        found = detected("test", best)
-        f, error_rate = (
-            onset_f(reference["test"], found),
-            segment_error_rate(reference["test"], found),
-        )
-        return Row(name, max(scores), f, error_rate, columns, probe, best)
-
-    def chance(self) -> Row:
-        """Events at random, as many and as long as those of train: the mean of many draws."""
-        draws = [self._random_events(np.random.default_rng(seed)) for seed in range(N_CHANCE)]
-        f = {
-            split: np.mean([onset_f(self.splits[split].events, draw[split]) for draw in draws])
-            for split in ("valid", "test")
-        }
-        rates = [segment_error_rate(self.splits["test"].events, draw["test"]) for draw in draws]
-        return Row("chance: events at random", f["valid"], f["test"], float(np.mean(rates)))
-
-    def _random_events(self, rng: np.random.Generator) -> dict[str, Events]:
-        train = [event for events in self.splits["train"].events for event in events]
-        per_clip = len(train) / len(self.splits["train"].files)
-
-        def clip() -> list[tuple[float, float, str]]:
-            picked = rng.choice(len(train), rng.poisson(per_clip))
-            lengths = [(train[i][1] - train[i][0], train[i][2]) for i in picked]
-            onsets_s = [rng.uniform(0, hear_task.CLIP_S - length_s) for length_s, _ in lengths]
-            return [(a, a + n, label) for a, (n, label) in zip(onsets_s, lengths, strict=True)]
-
-        return {k: [clip() for _ in self.splits[k].files] for k in ("valid", "test")}
-
-    def silence(self) -> Row:
-        """The best constant answer: no event at all."""
-        nothing = {split: [[] for _ in self.splits[split].files] for split in ("valid", "test")}
-        f = {k: onset_f(self.splits[k].events, nothing[k]) for k in nothing}
-        rate = segment_error_rate(self.splits["test"].events, nothing["test"])
-        return Row("no event at all", f["valid"], f["test"], rate)
+def _with_score(event: Triple, scores: np.ndarray, task: Task) -> Event:
+    inside = events_to_frames([event], task.labels, len(scores)) > 0
+    return Event(*event, float(scores[inside].mean()))
 
 
-def results_table(rows: Sequence[Row], experiment: Experiment, source: Source) -> Table:
-    """The rows as a table."""
-    test = experiment.splits["test"]
-    n_events = sum(map(len, test.events))
-    table = Table(
-        title=f"{hear_task.FOLDER}, test: {len(test.files)} clips, {n_events} events, "
-        f"{len(experiment.labels)} classes",
-        caption="onset F: collar 200 ms. segment ER: error rate in 1 s segments, less is better.\n"
-        f"frames: {source.description}.",
-        caption_justify="left",
-    )
-    table.add_column("features", no_wrap=True)
-    for name in ("dim", "onset F\nvalid", "onset F\ntest", "segment ER\ntest"):
-        table.add_column(name, justify="right")
-    table.add_column("threshold,\nmedian", no_wrap=True)
-    for row in rows:
-        decoding, dim = "", ""
-        if row.probe is not None:
-            dim = str(row.probe.in_features)
-            decoding = f"{row.decoding.threshold}, {0.04 * row.decoding.median_frames:.2f} s"
-        scores = [f"{x:.3f}" for x in (row.valid_f, row.test_f, row.test_error_rate)]
-        table.add_row(row.name, dim, *scores, decoding)
-    return table
+def draw_found(found: Found, task: Task, cell: Cell, output: Path) -> Path:
+    """Picture and table of what was found."""
+    write_tsv(output / "recording.tsv", {found.clip.file: found.events})
+    title = f"{found.clip.file}: {cell.checkpoint}, protocol {cell.protocol}, {cell.mode}"
+    audio = read_audio(found.clip.path)
+    picture = output / "recording.png"
+    draw(audio, GRID.sample_rate, found.events, picture, found.scores, task.labels, title)
+    return picture
 
 
-def detect_recording(
-    row: Row, model: SEDModel, labels: Sequence[str], folder: Path
-) -> tuple[list[Event], list[synthesis.Labelled]]:
-    """Make a recording, detect its events with a probe, write them and their picture."""
-    audio, made = synthesis.recording(
-        np.random.default_rng(2024), RECORDING_S, 12, hear_task.SNR_DB
-    )
-    path = folder / "recording.wav"
-    soundfile.write(path, audio, synthesis.SAMPLE_RATE, subtype="PCM_16")
-    samples, rate = soundfile.read(path, dtype="float32")
-    embeddings, _ = hps.get_timestamp_embeddings(torch.from_numpy(samples)[None], model)
-    logits = row.probe(embeddings[0, :, row.columns])
-    events = row.decoding.events(logits, labels, RECORDING_S)
-    write_tsv(folder / "recording.tsv", {path.name: events})
-    title = f"{path.name}: events found by the probe on {row.name}"
-    draw(samples, rate, events, folder / "recording.png", logits.sigmoid(), labels, title)
-    return events, made
-
-
-def events_table(found: Sequence[Event], made: Sequence[tuple[float, float, str]]) -> Table:
+def events_table(found: Sequence[Event], made: Sequence[Triple], title: str) -> Table:
     """Found events beside those that the recording was made of."""
-    table = Table(title=f"recording.wav: {len(found)} events found, {len(made)} are in it")
+    table = Table(title=title, title_justify="left")
     for name in ("onset s", "offset s"):
         table.add_column(name, justify="right")
     table.add_column("label")
@@ -250,42 +161,73 @@ def events_table(found: Sequence[Event], made: Sequence[tuple[float, float, str]
     return table
 
 
-def run(
-    output: Path, source: Source, console: Console, n_clips: dict[str, int] | None = None
-) -> list[Row]:
-    """The whole demo; returns the rows of its table."""
+class Demo:
+    """The whole demo, told step by step."""
+
+    def __init__(self, output: Path, console: Console) -> None:
+        self.output, self.console = output, console
+        self.begun = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print lines as they are."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def step(text: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        seconds = f"{time.monotonic() - start:6.1f} s"
-        console.print(f"{seconds}  {text}", highlight=False, soft_wrap=True)
+    def step(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Tell of a step and the seconds that it took, and what is added to it."""
+        start, added = time.monotonic(), []
+        yield added.append
+        seconds = time.monotonic() - start
+        self.say(f"{seconds:6.1f} s  {' '.join((text, *added))}")
 
-    begun = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
-    with step(f"made a task of synthetic sounds in {output / 'tasks'}"):
-        folder = hear_task.write_task(output / "tasks", n_clips or hear_task.N_CLIPS)
-    with step(f"loaded {source.description}"):
-        model = load(source)
-    with step("embeddings of all clips, by the HEAR API"):
-        experiment = Experiment(folder, model)
-    n_mels = model.frontend.n_mels
-    with step("three probes: trained on train, decoding chosen on valid, scored on test"):
-        rows = [
-            experiment.run("frames", slice(None, -n_mels)),
-            experiment.run("frames + log-mel", slice(None)),
-            experiment.run("log-mel alone", slice(-n_mels, None)),
-        ]
-    best = max(rows[:2], key=lambda row: row.valid_f)
-    with step(f"events of a recording of {RECORDING_S:.0f} s, by the probe on {best.name}"):
-        found, made = detect_recording(best, model, experiment.labels, output)
-    rows += [experiment.chance(), experiment.silence()]
-    console.print(events_table(found, made))
-    console.print(f"picture: {output / 'recording.png'}, events: {output / 'recording.tsv'}")
-    console.print(f"{time.monotonic() - begun:6.1f} s  in all\n", highlight=False)
-    console.print(results_table(rows, experiment, source))
-    return rows
+    def run(self, n_clips: Mapping[str, int] = hear_task.N_CLIPS) -> list[Cell]:
+        """From sounds to a table and a picture; the cells of the table."""
+        output = self.output
+        with self.step(f"made a task of synthetic sounds in {shown(output / 'tasks')}"):
+            folder = hear_task.write_task(output / "tasks", dict(n_clips))
+            task = open_task(folder)
+        checkpoint = published() or stand_in(output / "cache")
+        self.say(f"          {described(checkpoint)}")
+        with self.step("its frames; protocols hear, paper and best on them") as add:
+            cells, n_known = evaluate(checkpoint, folder, output)
+            if n_known:
+                again = f"remove {shown(output)} to run all anew"
+                add(f"({n_known} of {len(RUNS)} results are of an earlier run: {again})")
+        with self.step("the same on a log-mel spectrogram; events at random"):
+            mel = references.log_mel(task, load_model(checkpoint=checkpoint))
+            beside = references.rows(cells, task, mel, SETTINGS)
+        self.console.print(results.results_table([*cells, *beside]))
+        self.say(METRICS)
+        self.show_one(cells, task)
+        self.say(f"{time.monotonic() - self.begun:6.1f} s  in all")
+        self.hint(checkpoint, folder)
+        return [*cells, *beside]
+
+    def show_one(self, cells: Sequence[Cell], task: Task) -> None:
+        """Events of one recording, by the probe that was best on valid."""
+        probes = [cell for cell in cells if cell.mode == "probe"]
+        best = max(probes, key=lambda cell: cell.chosen[0]["valid_score"])
+        found = found_in_one(best, task, self.output / "results")
+        picture = draw_found(found, task, best, self.output)
+        title = (
+            f"{found.clip.file}, protocol {best.protocol}\n"
+            f"{len(found.events)} events found, {len(found.clip.events)} are in it"
+        )
+        self.console.print(events_table(found.events, found.clip.events, title))
+        self.say(f"picture: {shown(picture)}, events: {shown(picture.with_suffix('.tsv'))}")
+
+    def hint(self, checkpoint: str, folder: Path) -> None:
+        """How the same is had from the command line."""
+        own = checkpoint == STAND_IN
+        words = (
+            [f"HEAR_PRETRAINEDSED_HOME={shlex.quote(shown(self.output / 'cache'))}"] if own else []
+        )
+        words += ["hear-pretrainedsed evaluate --checkpoints", checkpoint]
+        words += ["--tasks", shlex.quote(shown(folder)), "--protocols hear,paper,best"]
+        self.say("\nthe same by the command (minutes: all of heareval's grid):")
+        self.say(" ".join([*words, "--modes probe,knn --results results"]))
+        if own:
+            self.say("with trained weights: hear-pretrainedsed fetch fmn04.strong, then this again")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -293,7 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo")
     output = parser.parse_args(arguments).output
-    run(output, find_source(), Console())
+    # its products are small: threads that wait for a busy core cost more than they bring
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    Demo(output, Console()).run()
     return 0
 
 

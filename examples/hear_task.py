@@ -1,32 +1,21 @@
-"""A small event task in HEAR's folder layout, made of synthetic recordings; and its reader."""
+"""A small event task in HEAR's folder layout, made of synthetic recordings."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import synthesis
-import torch
-from torch import Tensor
 
 NAME = "synthetic_events"
-FOLDER = f"{NAME}-v1-small"
+VERSION = "v2"
+FOLDER = f"{NAME}-{VERSION}-small"
 CLIP_S = 10.0
-N_CLIPS = {"train": 40, "valid": 10, "test": 15}
-SNR_DB = (0.0, 15.0)
-EVENTS_PER_CLIP = (2, 6)  # the second one excluded
-
-
-@dataclass(frozen=True)
-class Split:
-    """Clips of equal length, and what sounds in them."""
-
-    files: list[str]
-    audio: Tensor  # (clips, samples)
-    events: list[list[tuple[float, float, str]]]  # of each clip: onset_s, offset_s, label
+N_CLIPS = {"train": 16, "valid": 8, "test": 12}
+SNR_DB = (6.0, 20.0)
+EVENTS_PER_CLIP = (4, 8)  # the second one excluded
 
 
 def write_task(tasks_dir: Path, n_clips: dict[str, int] = N_CLIPS, seed: int = 0) -> Path:
@@ -57,7 +46,7 @@ def _metadata(splits: list[str]) -> dict[str, object]:
     """What stock heareval reads of a task."""
     return {
         "task_name": NAME,
-        "version": "v1",
+        "version": VERSION,
         "mode": "small",
         "embedding_type": "event",
         "prediction_type": "multilabel",
@@ -66,21 +55,3 @@ def _metadata(splits: list[str]) -> dict[str, object]:
         "sample_duration": CLIP_S,
         "evaluation": ["event_onset_200ms_fms", "segment_1s_er"],
     }
-
-
-def read_labels(folder: Path) -> list[str]:
-    """Class names of a task, in the order of its vocabulary."""
-    rows = (folder / "labelvocabulary.csv").read_text().splitlines()[1:]
-    return [row.split(",", 1)[1] for row in rows]
-
-
-def read_split(folder: Path, split: str) -> Split:
-    """Audio and events of one split of a task in HEAR's layout."""
-    listed = json.loads((folder / f"{split}.json").read_text())
-    audio_folder = folder / str(synthesis.SAMPLE_RATE) / split
-    clips = [soundfile.read(audio_folder / name, dtype="float32")[0] for name in listed]
-    events = [
-        [(event["start"] / 1000, event["end"] / 1000, str(event["label"])) for event in rows]
-        for rows in listed.values()
-    ]
-    return Split(list(listed), torch.from_numpy(np.stack(clips)), events)
