@@ -35,7 +35,8 @@ def test_frames_of_padded_batches(release_file: Callable[[str], Path]) -> None:
     assert frames.shape == (2, 78, made.output_dim)
     expected, _ = hps.get_timestamp_embeddings(audio, made.model)
     assert torch.equal(frames, expected)
-    assert (made(audio[0]) - frames[:1]).abs().max() < 1e-5 * frames.abs().max()
+    # another batch size is another order of sums
+    assert (made(audio[0]) - frames[:1]).abs().max() < 1e-4 * frames.abs().max()
 
 
 def test_a_class_a_checkpoint() -> None:
