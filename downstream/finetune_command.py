@@ -60,7 +60,9 @@ Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; n
 LoggerName = Annotated[
     str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
 ]
-SaveEvery = Annotated[int, Option(min=1, help="Steps between what a killed run goes on from.")]
+SaveEvery = Annotated[
+    int | None, Option(min=1, help="Steps from one saving to the next, for a run that is killed.")
+]
 Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about the data are errors.")]
@@ -85,7 +87,7 @@ def finetune(
     num_nodes: Nodes = 1,
     workers: Workers = None,
     logger: LoggerName = None,
-    save_every: SaveEvery = 200,
+    save_every: SaveEvery = None,
     dry_run: DryRun = False,
     strict: Strict = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,6 +290,29 @@ def test_a_full_disk_leaves_what_was_there(recordings, tmp_path, monkeypatch) ->
     model, fitted = run(recordings, tmp_path, plan)
     assert fitted.n_steps == 4
     whole, _ = run(recordings, tmp_path / "whole", plan)
+    assert all(torch.equal(a, b) for a, b in zip(state(model), state(whole), strict=True))
+
+
+@pytest.mark.parametrize("when", ["step 2 ", "step 4 "])
+def test_a_file_that_cannot_grow_is_as_a_full_disk(recordings, tmp_path, when) -> None:
+    """In the middle of a run, and while its result is written."""
+    plan = replace(PLAN, n_steps=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limits(line: str) -> None:
+        if line.startswith(when):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    try:
+        with pytest.raises(OSError, match=str(tmp_path)):
+            run(recordings, tmp_path, plan, tell=limits, save_every_steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"config.json", LAST}
+    model, fitted = run(recordings, tmp_path, plan)
+    whole, wanted = run(recordings, tmp_path / "whole", plan)
+    assert fitted == wanted
     assert all(torch.equal(a, b) for a, b in zip(state(model), state(whole), strict=True))
 
 

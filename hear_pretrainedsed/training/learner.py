@@ -264,7 +264,7 @@ class Learner(LightningModule):
                 self.finished = True
         if self.finished:
             self.trainer.should_stop = True
-        elif step % self.place.save_every_steps == 0:
+        elif step % self.place.save_every == 0:
             self.save()
 
     def _validate(self) -> None:

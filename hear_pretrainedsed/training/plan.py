@@ -70,7 +70,8 @@ class Place:
         on a GPU up to 64, 8 on a CPU; halved when memory runs out.
     n_workers: processes that read audio; 0: the training process does.
     logger: a name of `fit.LOGGERS`; None: no log.
-    save_every_steps: how often it is saved what a killed run goes on from.
+    save_every_steps: how often it is saved what a killed run goes on from; None: 200 on a GPU, 25
+        on a CPU.
     """
 
     folder: Path
@@ -80,7 +81,7 @@ class Place:
     micro_pieces: int | None = None
     n_workers: int = 0
     logger: str | None = None
-    save_every_steps: int = 200
+    save_every_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_devices", "n_nodes", "micro_pieces", "save_every_steps"):
@@ -92,3 +93,8 @@ class Place:
     def micro(self) -> int:
         """Pieces in memory at a time, to begin with."""
         return self.micro_pieces or (8 if self.device == "cpu" else 64)
+
+    @property
+    def save_every(self) -> int:
+        """Steps from one saving to the next."""
+        return self.save_every_steps or (25 if self.device == "cpu" else 200)
