@@ -1,11 +1,12 @@
-"""The demo: its scores against sed_eval, its task, its probe, and a scaled-down run."""
+"""The demo: its task, what stands beside its numbers, and a scaled-down run."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
+import re
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,69 +15,61 @@ import soundfile
 import torch
 from rich.console import Console
 
+from downstream import results
+from downstream.tasks import Task, open_task
+from hear_pretrainedsed import load_model
+from hear_pretrainedsed.audio import read_audio
+from hear_pretrainedsed.events import Event
+from hear_pretrainedsed.registry import CHECKPOINTS
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # they are scripts, not a package
 
 import demo  # noqa: E402
 import hear_task  # noqa: E402
-import scoring  # noqa: E402
+import references  # noqa: E402
 import synthesis  # noqa: E402
-from probe import frame_targets, train_probe  # noqa: E402
 
-LABELS = ["a", "b", "c"]
-FEW = {"train": 6, "valid": 2, "test": 2}
+FEW = {"train": 4, "valid": 2, "test": 10}
+NOT_IN_CORE = """
+dcase_util einops h5py hear21passt heareval hearvalidator lazy_dataset lightning more_itertools
+numba pandas psds_eval pytorch_lightning ray sed_eval sed_scores_eval sklearn tensorboardX
+tensorflow tensorflow_datasets torchaudio torchinfo torchmetrics tqdm xares
+""".split()
+SCALED_DOWN = """
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+sys.modules.update(dict.fromkeys(sys.argv[2].split()))  # None: importing it fails
+import demo
+from downstream.protocols import best
+from rich.console import Console
 
-@pytest.fixture(autouse=True)
-def one_thread(few_threads: None) -> None:
-    """Thousands of small products: a second thread costs more than it brings."""
-    torch.set_num_threads(1)
-
-
-def random_events(rng: np.random.Generator, n: int) -> list[tuple[float, float, str]]:
-    """Events on a grid of 50 ms, so that some differ by exactly the collar."""
-    onsets = rng.integers(0, 190, n) / 20
-    return [(a, a + rng.integers(1, 60) / 20, str(rng.choice(LABELS))) for a in onsets.tolist()]
-
-
-def as_dicts(events: list[tuple[float, float, str]]) -> list[dict[str, object]]:
-    names = ("event_onset", "event_offset", "event_label")
-    return [dict(zip(names, event, strict=True), file="f") for event in events]
-
-
-def test_scores_equal_those_of_sed_eval() -> None:
-    sound_event = pytest.importorskip("sed_eval").sound_event
-    rng = np.random.default_rng(0)
-    reference = [random_events(rng, n) for n in (5, 8, 1, 12, 3)]
-    estimated = [random_events(rng, n) for n in (7, 6, 0, 20, 3)]
-    jitter = [(a + rng.uniform(-0.3, 0.3), b, c) for a, b, c in reference[1] if b > a + 0.3]
-    estimated[1] = [(max(a, 0.0), b, c) for a, b, c in jitter] + estimated[1][:2]
-    onset = sound_event.EventBasedMetrics(
-        LABELS, evaluate_onset=True, evaluate_offset=False, t_collar=0.2
-    )
-    segment = sound_event.SegmentBasedMetrics(LABELS, time_resolution=1.0)
-    for ours, theirs in zip(reference, estimated, strict=True):
-        onset.evaluate(as_dicts(ours), as_dicts(theirs))
-        segment.evaluate(as_dicts(ours), as_dicts(theirs))
-    f = onset.results_overall_metrics()["f_measure"]["f_measure"]
-    error_rate = segment.results_overall_metrics()["error_rate"]["error_rate"]
-    assert 0.1 < f < 0.9
-    assert scoring.onset_f(reference, estimated) == pytest.approx(f, abs=1e-12)
-    assert scoring.segment_error_rate(reference, estimated) == pytest.approx(error_rate, abs=1e-12)
+demo.torch.set_num_threads(1)
+best.RECIPE = replace(best.RECIPE, steps_from_to=(10, 10), n_checks=2)
+for _ in range(2):
+    demo.Demo(Path(sys.argv[1]), Console(width=100)).run({"train": 4, "valid": 2, "test": 10})
+"""
 
 
-def test_scores_of_plain_cases() -> None:
-    reference = [[(1.0, 2.0, "a"), (4.0, 4.5, "b")]]
-    assert scoring.onset_f(reference, reference) == 1
-    assert scoring.segment_error_rate(reference, reference) == 0
-    assert scoring.onset_f(reference, [[]]) == 0
-    assert scoring.segment_error_rate(reference, [[]]) == 1
-    assert scoring.onset_f(reference, [[(1.19, 2.0, "a"), (4.21, 5.0, "b")]]) == 0.5
-    assert scoring.onset_f(reference, [[(1.0, 2.0, "b")]]) == 0
-    twice = [[(0.95, 2.0, "a"), (1.05, 2.0, "a")]]  # only one of them is right
-    assert scoring.onset_f(reference, twice) == 0.5
-    substituted = [[(1.0, 2.0, "c"), (4.0, 4.5, "b")]]
-    assert scoring.segment_error_rate(reference, substituted) == 0.5
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return open_task(hear_task.write_task(tmp_path, FEW))
+
+
+@pytest.fixture
+def small_task(tmp_path: Path) -> Task:
+    return open_task(hear_task.write_task(tmp_path, dict.fromkeys(FEW, 2)))
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, object]]:
+    """The registry, as it was before when the test is over."""
+    before = dict(CHECKPOINTS)
+    yield CHECKPOINTS
+    CHECKPOINTS.clear()
+    CHECKPOINTS.update(before)
 
 
 @pytest.mark.parametrize("label", synthesis.SOUNDS)
@@ -107,72 +100,113 @@ def test_task_is_the_same_each_time_and_in_hear_format(tmp_path: Path) -> None:
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert len(files) == sum(FEW.values()) + len(FEW) + 2
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
-    metadata = json.loads((first / "task_metadata.json").read_text())
-    assert metadata["splits"] == list(FEW)
-    assert metadata["embedding_type"] == "event"
-    for split, n in FEW.items():
-        read = hear_task.read_split(first, split)
-        assert read.audio.shape == (n, 160_000)
-        assert {label for rows in read.events for *_, label in rows} <= set(synthesis.SOUNDS)
-        names = json.loads((first / f"{split}.json").read_text())
-        info = soundfile.info(first / "16000" / split / next(iter(names)))
-        assert (info.samplerate, info.channels) == (16_000, 1)
-    assert hear_task.read_labels(first) == list(synthesis.SOUNDS)
+    task = open_task(first, strict=False)
+    assert (task.name, task.version) == (hear_task.NAME, hear_task.VERSION)
+    assert task.labels == tuple(synthesis.SOUNDS)
+    assert {split: len(clips) for split, clips in task.splits.items()} == FEW
+    assert {clip.duration_s for clip in task.clips(FEW)} == {10.0}
+    info = soundfile.info(task.clips("test")[0].path)
+    assert (info.samplerate, info.channels) == (16_000, 1)
     other = hear_task.write_task(tmp_path / "c", FEW, seed=1)
     assert (other / "train.json").read_bytes() != (first / "train.json").read_bytes()
 
 
-def test_probe_learns_what_is_linear() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2000, 10, generator=generator) * torch.arange(1, 11) + 5
-    targets = (features[:, :2] > torch.tensor([5.5, 6.0])).float()
-    probe = train_probe(features[:1500], targets[:1500])
-    right = (probe(features[1500:]) > 0).float() == targets[1500:]
-    assert right.float().mean() > 0.9
-    again = train_probe(features[:1500], targets[:1500])
-    assert torch.equal(again.weight, probe.weight)
-    assert not probe.weight.requires_grad
+def test_the_whole_task_has_every_class_in_each_split_and_units_for_intervals(
+    tmp_path: Path,
+) -> None:
+    task = open_task(hear_task.write_task(tmp_path), strict=True)  # no warning of empty classes
+    assert len({clip.unit for clip in task.clips("test")}) >= 10
 
 
-def test_frame_targets_hold_where_a_class_sounds() -> None:
-    timestamps = torch.arange(10) * 40.0 + 20
-    targets = frame_targets([(0.05, 0.15, "b"), (0.14, 0.22, "b")], LABELS, timestamps)
-    assert targets.shape == (10, 3)
-    assert targets[:, 1].tolist() == [0, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-    assert targets[:, [0, 2]].sum() == 0
+def test_log_mel_is_what_the_network_sees(task: Task, release_file: Callable[[str], Path]) -> None:
+    file, few = release_file("fmn04.strong"), task.clips("valid")
+    model = load_model(file, checkpoint="fmn04.strong", concat_mel=True)
+    mel = references.log_mel(small_task, model)
+    audio = torch.stack([read_audio(clip.path) for clip in few])
+    embeddings = model.embeddings(audio)[..., -model.frontend.n_mels :]
+    assert mel.dim == 128 and mel.n_frames(few[0].file) == 250
+    torch.testing.assert_close(mel.join([clip.file for clip in few]), embeddings.flatten(0, 1))
+    assert np.array_equal(mel.clip(few[1].file), embeddings[1].numpy())
 
 
-def test_source_is_the_best_published_file_at_hand(own_cache: Path) -> None:
-    assert demo.find_source() is demo.STAND_IN
-    (own_cache / "frame_mn06_strong_1.pt").touch()
-    (own_cache / "BEATs_strong_1.pt").touch()
-    (own_cache / "ASIT_ssl.pt").touch()
-    found = demo.find_source()
-    assert (found.checkpoint, found.file) == ("beats.strong", own_cache / "BEATs_strong_1.pt")
-    assert "RANDOM" not in found.description and "RANDOM" in demo.STAND_IN.description
+def test_chance_knows_what_is_common_and_not_where(task: Task) -> None:
+    drawn = [references._at_random(task, np.random.default_rng(i)) for i in range(40)]
+    train, test = task.clips("train"), task.clips("test")
+    events = [event for found in drawn for file in found.events for event in found.events[file]]
+    per_clip = sum(len(clip.events) for clip in train) / len(train)
+    assert len(events) / (40 * len(test)) == pytest.approx(per_clip, rel=0.1)
+    known = np.array([b - a for clip in train for a, b, _ in clip.events])
+    assert all(np.abs(known - (b - a)).min() < 1e-9 for a, b, _ in events)
+    assert all(0 <= a < b <= 10 for a, b, _ in events)
+    scores = [references._scored(task, found)["event_onset_200ms_fms"].value for found in drawn]
+    assert 0 < np.mean(scores) < 0.15
+
+
+def test_checkpoint_is_the_smallest_published_one_at_hand(
+    own_cache: Path, registry: dict[str, object]
+) -> None:
+    assert demo.published() is None
+    for name, size in (("BEATs_strong_1.pt", 9), ("frame_mn06_strong_1.pt", 5), ("ASIT_ssl.pt", 1)):
+        (own_cache / name).write_bytes(bytes(size))
+    assert demo.published() == "frame_mn06.strong"
+    assert "RANDOM" not in demo.described("frame_mn06.strong")
+
+
+def test_stand_in_is_a_checkpoint_that_says_what_it_is(
+    tmp_path: Path, registry: dict[str, object]
+) -> None:
+    assert demo.stand_in(tmp_path / "cache") == demo.STAND_IN
+    assert "RANDOM" in demo.described(demo.STAND_IN)
+    assert load_model(checkpoint=demo.STAND_IN).timestamp_embedding_size == 384
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert f"{demo.STAND_IN}.safetensors" in kept and "rule_made.pt" not in kept
+    del registry[demo.STAND_IN]  # as in another process
+    demo.stand_in(tmp_path / "cache")
+    assert demo.STAND_IN in registry
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert again == kept
+
+
+def test_events_stand_beside_what_is_in_the_recording() -> None:
+    made = [(1.0, 2.0, "bell"), (1.1, 2.0, "knock"), (5.0, 6.0, "bell")]
+    found = [Event(1.15, 2.0, "bell", 0.9), Event(1.2, 1.5, "bell", 0.8), Event(4.7, 6, "bell")]
+    console = Console(width=100, record=True, quiet=True)
+    table = demo.events_table(found, made, "title")
+    truths = list(table.columns[4].cells)
+    assert truths == ["at 1.10 s: missed", "at 1.00 s", "no", "no", "at 5.00 s: missed"]
+    console.print(table)
+
+
+def test_an_events_score_is_the_mean_of_its_frames(task: Task) -> None:
+    scores = np.zeros((250, 6), np.float32)
+    scores[25:50, 1] = 0.5
+    event = demo._with_score((1.0, 3.0, task.labels[1]), scores, task)
+    assert event == Event(1.0, 3.0, task.labels[1], 0.25)
 
 
 @pytest.mark.slow
-def test_scaled_down_run(tmp_path: Path) -> None:
-    text = io.StringIO()
-    source = demo.Source("frame_mn06.strong", {"layer": [2, 5, 8]})
-    rows = demo.run(tmp_path, source, Console(file=text, width=100), FEW)
-    by_name = {row.name: row for row in rows}
-    assert list(by_name)[:3] == ["frames", "frames + log-mel", "log-mel alone"]
-    for row in rows:
-        assert 0 <= row.test_f <= 1 and 0 <= row.valid_f <= 1
-        assert row.test_error_rate >= 0 and math.isfinite(row.test_error_rate)
-    nothing = by_name["no event at all"]
-    assert (nothing.valid_f, nothing.test_f, nothing.test_error_rate) == (0, 0, 1)
-    chance = by_name["chance: events at random"]
-    assert 0 < chance.test_f < 0.2
-    assert by_name["log-mel alone"].valid_f > 2 * chance.valid_f
-    dims = [row.probe.in_features for row in rows[:3]]
-    assert dims[0] + dims[2] == dims[1] and dims[2] == 128
-    printed = text.getvalue()
-    assert "RANDOM features" in printed
-    for row in rows:  # every printed number is one that was computed
-        assert f"{row.test_f:.3f}" in printed and f"{row.test_error_rate:.3f}" in printed
-    assert (tmp_path / "recording.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "recording.tsv").read_text().startswith("filename\tonset")
-    assert soundfile.info(tmp_path / "recording.wav").duration == demo.RECORDING_S
+def test_scaled_down_run_with_the_core_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCALED_DOWN, str(out), " ".join(NOT_IN_CORE)],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = results.read(out / "results")
+    assert [(cell.protocol, cell.mode) for cell in cells] == list(demo.RUNS)
+    assert {cell.checkpoint for cell in cells} == {demo.STAND_IN}
+    first, second = done.stdout.split("made a task")[1:]
+    assert "RANDOM" in first and references.CHANCE in first and "earlier run" not in first
+    assert f"{len(cells)} of {len(cells)} results are of an earlier run" in second
+    row = rf"  {demo.STAND_IN} +│ (\d\.\d{{3}}) │ \d\.\d{{3}} to \d\.\d{{3}} │"
+    values = [metric.value for cell in cells for metric in cell.metrics.values()]
+    for printed in (first, second):  # each number is one that was computed
+        assert [float(x) for x in re.findall(row, printed)] == pytest.approx(values, abs=6e-4)
+    assert first.count(references.LOG_MEL) == 2 * 3 and first.count(references.CHANCE) == 2 * 4
+    assert (out / "recording.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "recording.tsv").read_text().startswith("filename\tonset")
+    command = first[first.index("hear-pretrainedsed evaluate") :].splitlines()[0]
+    assert str(out / "tasks") in command
+    assert json.loads((out / "cache" / "imported.json").read_text()).keys() == {demo.STAND_IN}
