@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ class Demo:
             folder = hear_task.write_task(output / "tasks", dict(n_clips))
             task = open_task(folder)
         checkpoint = published() or stand_in(output / "cache")
-        self.say(f"          {described(checkpoint)}")
+        self.say(f"{'':8}  {described(checkpoint)}")
         with self.step("its frames; protocols hear, paper and best on them") as add:
             cells, n_known = evaluate(checkpoint, folder, output)
             if n_known:
@@ -234,10 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo")
-    output = parser.parse_args(arguments).output
+    demo = Demo(parser.parse_args(arguments).output, Console())
+    warnings.showwarning = lambda message, *_, **__: demo.say(f"{'':8}  {message}")
     # its products are small: threads that wait for a busy core cost more than they bring
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    Demo(output, Console()).run()
+    demo.run()
     return 0
 
 

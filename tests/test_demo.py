@@ -118,8 +118,11 @@ def test_the_whole_task_has_every_class_in_each_split_and_units_for_intervals(
     assert len({clip.unit for clip in task.clips("test")}) >= 10
 
 
-def test_log_mel_is_what_the_network_sees(task: Task, release_file: Callable[[str], Path]) -> None:
-    file, few = release_file("fmn04.strong"), task.clips("valid")
+@pytest.mark.filterwarnings("ignore:classes", "ignore:first load")
+def test_log_mel_is_what_the_network_sees(
+    small_task: Task, release_file: Callable[[str], Path]
+) -> None:
+    file, few = release_file("fmn04.strong"), small_task.clips("valid")
     model = load_model(file, checkpoint="fmn04.strong", concat_mel=True)
     mel = references.log_mel(small_task, model)
     audio = torch.stack([read_audio(clip.path) for clip in few])
