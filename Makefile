@@ -23,7 +23,7 @@ PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadfile
 .PHONY: help demo test quick lint bench hear env-core env-hear clean
 
 help:
-	@echo "make demo    a probe on a small HEAR task and its scores, then events of one recording"
+	@echo "make demo    a checkpoint under every protocol on a small HEAR task; events of one recording"
 	@echo "make test    the whole test suite, stock HEAR tools included (needs a C compiler)"
 	@echo "make quick   the tests that take under 3 minutes together"
 	@echo "make lint    ruff: rules and format"
