@@ -221,12 +221,12 @@ def main() -> None:
         names += [f"{precision} s", "arithmetic s", "whole", "the rest", "of peak"]
     for name in names:
         table.add_column(name, justify="right")
+    console = Console(width=160)
     with tempfile.TemporaryDirectory() as folder:
         for name in given.tasks:
-            table.add_row(
-                *row(name, given.dim, given.epochs, given.points, given.bf16, Path(folder))
-            )
-    console = Console(width=160)
+            cells = row(name, given.dim, given.epochs, given.points, given.bf16, Path(folder))
+            console.print("  ".join(cells), style="dim")
+            table.add_row(*cells)
     console.print(machine())
     console.print(table)
 
