@@ -169,7 +169,7 @@ def test_hear_tells_mistakes_in_a_line(tmp_path: Path, own_cache: Path) -> None:
     tasks = ["--tasks-dir", tmp_path / "tasks", "--output", tmp_path / "out"]
     for arguments, message in (
         (["--checkpoints", "frame_mn6.strong"], "did you mean 'frame_mn06.strong'"),
-        (["--tasks", "synthetic_event-v1-small"], "did you mean 'synthetic_events-v1-small'"),
+        (["--tasks", "synthetic_event-v2-small"], "did you mean 'synthetic_events-v2-small'"),
         (["--model-options", '{"laier": 1}'], "did you mean 'layer'"),
         (["--model-options", "[1]"], "it has to be a JSON object"),
         (["--tasks-dir", tmp_path / "none"], "holds no HEAR task"),

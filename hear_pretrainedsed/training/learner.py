@@ -67,7 +67,7 @@ class Learner(LightningModule):
         loss: Loss = bce,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last)  # convolutions train faster so
         self.order, self.plan, self.place = order, plan, place
         self.validate_model, self.tell, self.loss = validate, tell, loss
         self.progress = Progress()
@@ -296,7 +296,7 @@ class Learner(LightningModule):
             self.model.load_state_dict(self.best_state)
         elif self.ema:
             self.ema.write(self.model)
-        self.model.eval()
+        self.model.to(memory_format=torch.contiguous_format).eval()
 
     def _log(self, values: Mapping[str, float]) -> None:
         for logger in self.trainer.loggers:
