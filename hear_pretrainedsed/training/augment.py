@@ -55,20 +55,25 @@ def mix_audio(batch: Batch, partner: Tensor, shares: Tensor, mixed: Tensor | Non
     return replace(
         batch,
         audio=audio,
-        targets=_mix(batch.targets, partner, shares),
-        pseudo=None if batch.pseudo is None else _mix(batch.pseudo, partner, shares),
+        **{name: _mix(value, partner, shares) for name, value in _labels(batch).items()},
     )
 
 
 def mix_spec(batch: Batch, partner: Tensor, shares: Tensor) -> Batch:
     """Mixup with what was drawn: of specs, targets and pseudo targets, the latter in 0..1."""
     assert batch.spec is not None, "mixup is of specs: the front end comes first"
-    return replace(
-        batch,
-        spec=_mix(batch.spec, partner, shares),
-        targets=_mix(batch.targets, partner, shares).clamp(0, 1),
-        pseudo=None if batch.pseudo is None else _mix(batch.pseudo, partner, shares).clamp(0, 1),
-    )
+    labels = {name: _mix(x, partner, shares).clamp(0, 1) for name, x in _labels(batch).items()}
+    teacher_spec = batch.teacher_spec
+    if teacher_spec is not None:
+        teacher_spec = _mix(teacher_spec, partner, shares)
+    spec = _mix(batch.spec, partner, shares)
+    return replace(batch, spec=spec, teacher_spec=teacher_spec, **labels)
+
+
+def _labels(batch: Batch) -> dict[str, Tensor]:
+    """What a batch has of targets, by field."""
+    values = {"targets": batch.targets, "weak": batch.weak, "pseudo": batch.pseudo}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _mix(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:

@@ -11,16 +11,20 @@ from torch import Tensor
 class Batch:
     """Clips of one length with what is to be learned of them.
 
-    audio: (batch, samples). targets: (batch, frames, classes) in 0..1. spec: (batch, 1, mels,
-    spec_frames), once the front end has seen the audio. pseudo: a teacher's scores, shaped as
-    `targets`, where there is a teacher. files: the clips' names, for messages.
+    audio: (batch, samples). targets: (batch, frames, classes) in 0..1; None for clips that have
+    labels of the whole clip alone. weak: those, (batch, classes) in 0..1. spec: (batch, 1, mels,
+    spec_frames), once the front end has seen the audio. teacher_spec: what a teacher sees of the
+    same audio, by its own front end. pseudo: a teacher's scores, shaped as `targets`. files: the
+    clips' names, for messages.
     """
 
     audio: Tensor
-    targets: Tensor
+    targets: Tensor | None = None
+    weak: Tensor | None = None
     spec: Tensor | None = None
+    teacher_spec: Tensor | None = None
     pseudo: Tensor | None = None
     files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.audio)
