@@ -46,7 +46,8 @@ def test_mixup_is_the_reference(shared: Path) -> None:
         x = torch.from_numpy(arrays[f"mixup.{name}"])
         return x if "mel" in name else x.transpose(1, 2)
 
-    batch = Batch(torch.zeros(5, 1), value("labels"), value("mel"), value("pseudo"))
+    labels = {"targets": value("labels"), "pseudo": value("pseudo")}
+    batch = Batch(torch.zeros(5, 1), spec=value("mel"), **labels)
     partner, shares = (torch.from_numpy(arrays[f"mixup.{name}"]) for name in ("perm", "coef"))
     mixed = mix_spec(batch, partner, shares)
     for ours, name in ((mixed.spec, "mel"), (mixed.targets, "labels"), (mixed.pseudo, "pseudo")):
@@ -57,7 +58,7 @@ def batch_of(n: int) -> Batch:
     generator = torch.Generator().manual_seed(1)
     audio = torch.randn(n, 50, generator=generator) + 3  # an offset that mixing takes away
     targets = torch.eye(n)[:, None].expand(n, 4, n).clone()
-    return Batch(audio, targets, torch.randn(n, 1, 3, 5, generator=generator))
+    return Batch(audio, targets, spec=torch.randn(n, 1, 3, 5, generator=generator))
 
 
 def test_wavmix_mixes_the_share_of_clips_that_it_is_told_and_leaves_the_rest() -> None:
