@@ -1,0 +1,1 @@
+"""Weights in, better weights out: corpora of labelled audio, sampling, recipes."""
