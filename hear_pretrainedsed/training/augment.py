@@ -1,7 +1,8 @@
-"""Mixing clips of a batch, as PretrainedSED does (Schmid et al., arXiv 2409.09546, section 3).
+"""Mixing clips of a batch, as PretrainedSED, EfficientSED and PSLA do.
 
-Each augmentation is a core that takes what was drawn, and a function of (batch, generator) that
-draws it.
+Schmid et al., arXiv 2409.09546, section 3; Morocutti et al., arXiv 2503.11373; Gong et al., TASLP
+2021, section III. Each augmentation is a core that takes what was drawn, and a function of (batch,
+generator) that draws it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from hear_pretrainedsed.training.batch import Batch
 
-_WAVMIX_BETA = 2.0
-_MIXUP_BETA = 0.2
+_WAVMIX_BETA = (2.0, 2.0)
+_MIXUP_BETA = (0.2, 0.2)
+_WAV_MIXUP_BETA = (10.0, 10.0)
 
 
 def wavmix(batch: Batch, generator: torch.Generator, probability: float) -> Batch:
@@ -23,21 +25,34 @@ def wavmix(batch: Batch, generator: torch.Generator, probability: float) -> Batc
     The share of the clip itself is max(l, 1 - l), l from Beta(2, 2). A clip that is not mixed stays
     as it is. The original draws the partner from the whole training set.
     """
-    mixed = torch.rand(len(batch), generator=generator) < probability
-    partner = torch.randint(len(batch), (len(batch),), generator=generator)
-    shares = _larger_shares(len(batch), _WAVMIX_BETA, generator)
-    return mix_audio(batch, partner, torch.where(mixed, shares, 1.0), mixed)
+    return _mix_some(batch, generator, probability, _WAVMIX_BETA, larger=True)
 
 
-def mixup(batch: Batch, generator: torch.Generator, probability: float) -> Batch:
+def wav_mixup(batch: Batch, generator: torch.Generator, probability: float) -> Batch:
+    """PSLA's mixup: as `wavmix`, but the clip's own share is from Beta(10, 10), often below half.
+
+    Labels are mixed alike: one that both clips have stays 1.
+    """
+    return _mix_some(batch, generator, probability, _WAV_MIXUP_BETA, larger=False)
+
+
+def mixup(
+    batch: Batch,
+    generator: torch.Generator,
+    probability: float,
+    beta: tuple[float, float] = _MIXUP_BETA,
+    *,
+    larger: bool = True,
+) -> Batch:
     """Mix, with `probability`, the specs of a whole batch with those of its clips in another order.
 
-    The share of the clip itself is max(c, 1 - c), c from Beta(0.2, 0.2), drawn for each clip.
+    The share of the clip itself is drawn for each clip: c from Beta(*beta), or max(c, 1 - c) where
+    the `larger` share is its own.
     """
     if torch.rand((), generator=generator) >= probability:
         return batch
     partner = torch.randperm(len(batch), generator=generator)
-    return mix_spec(batch, partner, _larger_shares(len(batch), _MIXUP_BETA, generator))
+    return mix_spec(batch, partner, beta_shares(len(batch), beta, generator, larger=larger))
 
 
 def mix_audio(batch: Batch, partner: Tensor, shares: Tensor, mixed: Tensor | None = None) -> Batch:
@@ -81,9 +96,28 @@ def _mix(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
     return share * x + (1 - share) * x[partner.to(x.device)]
 
 
-def _larger_shares(n: int, beta: float, generator: torch.Generator) -> Tensor:
-    """`n` times max(b, 1 - b), b from Beta(beta, beta): of two gammas, the larger's part."""
-    concentration = torch.full((2, n), beta, dtype=torch.float64)
-    gammas = torch._standard_gamma(concentration, generator=generator)
+def _mix_some(
+    batch: Batch,
+    generator: torch.Generator,
+    probability: float,
+    beta: tuple[float, float],
+    *,
+    larger: bool,
+) -> Batch:
+    """Mix the audio of clips that are chosen one by one, each with a partner of its own."""
+    n = len(batch)
+    mixed = torch.rand(n, generator=generator) < probability
+    partner = torch.randint(n, (n,), generator=generator)
+    shares = beta_shares(n, beta, generator, larger=larger)
+    return mix_audio(batch, partner, torch.where(mixed, shares, 1.0), mixed)
+
+
+def beta_shares(
+    n: int, beta: tuple[float, float], generator: torch.Generator, *, larger: bool
+) -> Tensor:
+    """`n` draws b from Beta(*beta), (n,) float32; with `larger`, max(b, 1 - b) of each."""
+    concentration = torch.tensor(beta, dtype=torch.float64)[:, None].repeat(1, n)
+    gammas = torch._standard_gamma(concentration, generator=generator)  # b: a part of two gammas
     gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
-    return (gammas.max(dim=0).values / gammas.sum(dim=0)).float()
+    part = gammas.max(dim=0).values if larger else gammas[0]
+    return (part / gammas.sum(dim=0)).float()
