@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from downstream.calibration import calibrate, decode
 from downstream.cells import commit, plain
@@ -34,12 +34,12 @@ from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.checkpoints import save_weights
-from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
-from hear_pretrainedsed.training.chance import generator_for
 from hear_pretrainedsed.training.fit import Fitted, fit
+from hear_pretrainedsed.training.new_head import with_head
 from hear_pretrainedsed.training.pieces import Order, Recording
 from hear_pretrainedsed.training.plan import Place
+from hear_pretrainedsed.training.stream import Stream, bce
 
 Values = dict[str, np.ndarray]  # logits or scores by file, (frames, classes)
 
@@ -100,17 +100,6 @@ class Job:
         }
 
 
-def with_head(model: SEDModel, labels: Sequence[str], seed: int) -> SEDModel:
-    """A model with a linear head at torch's usual random start, for other classes, in place."""
-    head = LinearHead(model.frame_dim, len(labels), weak=False)
-    generator = generator_for(seed, "head")
-    bound = 1 / math.sqrt(model.frame_dim)
-    for parameter in head.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    model.head, model.labels, model.decoding = head.to(model.device), tuple(labels), None
-    return model
-
-
 def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
     facts = {"settings": [settings.precision, settings.steps_scale, settings.max_steps]}
@@ -165,7 +154,7 @@ def train(job: Job, number: int, order: Order, lr: float) -> tuple[SEDModel, Fit
     model = job.model()
     fitted = fit(
         model,
-        order,
+        [Stream(order, job.recipe.augmentation, bce)],
         job.recipe.plan(order, lr, job.settings, model.backbone.n_blocks),
         place,
         validate=lambda model: _validate(job, model, valid),

@@ -42,7 +42,7 @@ from hear_pretrainedsed.records import known_sha256
 from hear_pretrainedsed.registry import get_checkpoint, unknown
 from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.fit import check_config, check_logger, default_logger
-from hear_pretrainedsed.training.param_groups import param_groups
+from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import Place
 
 Data = Annotated[
@@ -220,18 +220,11 @@ def print_plan(job: tuning.Job) -> None:
     n_blocks = model.backbone.n_blocks
     plans = [job.recipe.plan(order, lr, job.settings, n_blocks) for lr in job.recipe.lrs]
     plan = plans[0]
-    groups = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
-    for group in param_groups(
-        model,
-        plan.lr,
-        plan.weight_decay,
-        plan.layer_decay,
-        vector_decay=plan.vector_decay,
-        backbone_lr=plan.backbone_lr,
-    ):
+    table = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
+    for group in groups(model, plan):
         n = sum(p.numel() for p in group["params"])
         row = (f"{len(group['params'])}", f"{n:,}", f"{group['lr']:.3g}", group["weight_decay"])
-        groups.add_row(group["name"], *map(str, row))
+        table.add_row(group["name"], *map(str, row))
     need = memory(model, plan, job.place)
     rotations = len(job.task.rotations)
     processes = job.place.n_devices * job.place.n_nodes
@@ -248,7 +241,7 @@ def print_plan(job: tuning.Job) -> None:
         f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
         f"activations {_gigabytes(need.activations)}",
     }
-    Console().print(groups)
+    Console().print(table)
     print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
 
 

@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 from downstream.protocols.base import Settings
+from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.pieces import Order
 from hear_pretrainedsed.training.plan import Plan
 
@@ -75,6 +76,13 @@ class Recipe:
             raise ValueError(f"max_steps is {settings.max_steps}; it is at least 1")
         return min(scale, settings.max_steps / self.all_steps(order))
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """How its batches are changed."""
+        return Augmentation(
+            wavmix=self.wavmix, mixup=self.mixup, draw_mel_edges=self.draw_mel_edges
+        )
+
     def plan(self, order: Order, lr: float, settings: Settings, n_blocks: int) -> Plan:
         """How a training of a backbone goes; `scale` shrinks warm-up and total alike."""
         scale, all_steps = self.scale(order, settings), self.all_steps(order)
@@ -91,12 +99,9 @@ class Recipe:
             weight_decay=self.weight_decay,
             vector_decay=self.vector_decay,
             layer_decay=self.layer_decay ** (_DECAY_BLOCKS / n_blocks),
-            wavmix=self.wavmix,
-            mixup=self.mixup,
             balanced=self.balanced,
             ema_decay=self.ema_decay,
             freeze_norms=self.freeze_norms,
-            draw_mel_edges=self.draw_mel_edges,
             valid_every_steps=None if self.n_checks == 1 else max(1, n_steps // self.n_checks),
             patience=self.patience,
             precision=settings.precision,

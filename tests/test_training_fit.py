@@ -18,11 +18,14 @@ from torch import Tensor
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training import fit as fit_module
 from hear_pretrainedsed.training import learner as learner_module
+from hear_pretrainedsed.training.augmentation import Augmentation
+from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.fit import Fitted, check_logger, default_logger, fit
-from hear_pretrainedsed.training.learner import LAST, Learner
+from hear_pretrainedsed.training.learner import LAST
 from hear_pretrainedsed.training.param_groups import param_groups
-from hear_pretrainedsed.training.pieces import Order, Recording, loader
+from hear_pretrainedsed.training.pieces import Order, Recording
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.stream import Loss, Stream, bce
 from tests.tiny_model import tiny_model, tones
 
 PLAN = Plan(
@@ -32,9 +35,9 @@ PLAN = Plan(
     lr=0.05,
     weight_decay=1e-3,
     layer_decay=0.8,
-    wavmix=0.5,
-    mixup=0.5,
 )
+MIXED = Augmentation(wavmix=0.5, mixup=0.5)
+PLAIN = Augmentation()
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +58,15 @@ def run(
     model: SEDModel | None = None,
     validate: Callable[[SEDModel], float] = lambda model: 0.0,
     seed: int = 0,
+    augmentation: Augmentation = MIXED,
+    loss: Loss = bce,
     **more: object,
 ) -> tuple[SEDModel, Fitted]:
     place = {k: more.pop(k) for k in ("micro_pieces", "logger", "save_every_steps") if k in more}
     model = tiny_model() if model is None else model
     order = Order(recordings, plan.batch_pieces, seed, plan.balanced)
-    fitted = fit(model, order, plan, Place(folder, **place), validate=validate, **more)
+    streams = [Stream(order, augmentation, loss)]
+    fitted = fit(model, streams, plan, Place(folder, **place), validate=validate, **more)
     return model, fitted
 
 
@@ -74,9 +80,9 @@ def close(one: SEDModel, two: SEDModel, tolerance: float) -> None:
 
 
 def test_it_learns(recordings, tmp_path) -> None:
-    plan = replace(PLAN, n_steps=100, n_warmup_steps=5, wavmix=None, mixup=None, batch_pieces=2)
+    plan = replace(PLAN, n_steps=100, n_warmup_steps=5, batch_pieces=2)
     lines: list[str] = []
-    model, fitted = run(recordings, tmp_path, plan, tell=lines.append)
+    model, fitted = run(recordings, tmp_path, plan, augmentation=PLAIN, tell=lines.append)
     first, last = (float(line.rsplit(" ", 1)[1]) for line in (lines[0], lines[-1]))
     assert first > 0.5 and last < 0.15 and fitted.loss == pytest.approx(last, abs=1e-4)
     assert lines[0].startswith("step 1 of 100, loss ") and len(lines) == 100
@@ -84,13 +90,13 @@ def test_it_learns(recordings, tmp_path) -> None:
 
 
 def test_one_step_is_adamw_by_hand(recordings, tmp_path) -> None:
-    plan = replace(PLAN, n_steps=3, n_warmup_steps=0, wavmix=None, mixup=None)
-    model, _ = run(recordings, tmp_path, plan)
+    plan = replace(PLAN, n_steps=3, n_warmup_steps=0)
+    model, _ = run(recordings, tmp_path, plan, augmentation=PLAIN)
     other = tiny_model().train()
     groups = param_groups(other, plan.lr, plan.weight_decay, plan.layer_decay)
     optimizer = torch.optim.AdamW(groups)
     lrs = [group["lr"] for group in optimizer.param_groups]
-    for step, batch in enumerate(loader(Order(recordings, 5, 0), 0, 3)):
+    for step, batch in enumerate(Order(recordings, 5, 0).loader(0, 3)):
         for group, lr in zip(optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / 3))
         logits = other.head(other(batch.audio))
@@ -192,25 +198,27 @@ def test_another_config_is_refused_with_the_difference(recordings, tmp_path) -> 
 def test_nan_stops_and_names_the_pieces(recordings, tmp_path) -> None:
     """The weights that were saved before are kept as they were."""
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        rows = learner_module.bce(logits, targets)
-        return rows * math.nan if targets.eq(0).all() else rows
+    def loss(model: SEDModel, batch: Batch) -> Tensor:
+        rows = bce(model, batch)
+        return rows * math.nan if batch.targets.eq(0).all() else rows
 
     quiet = replace(recordings[2], targets=recordings[2].targets * 0, file="quiet.wav")
     both = [recordings[0], quiet]
     seed = next(i for i in range(9) if Order(both, 1, i).step(0)[0][0] == 0)  # not at once
-    plan = replace(PLAN, batch_pieces=1, n_steps=20, wavmix=None, mixup=None)
+    plan = replace(PLAN, batch_pieces=1, n_steps=20)
     message = r"step \d+: the loss is nan for 1 of 1 pieces: quiet.wav from 0.00 s"
     with pytest.raises(ValueError, match=message):
-        run(both, tmp_path, plan, seed=seed, loss=loss, save_every_steps=1)
+        more = {"loss": loss, "save_every_steps": 1, "augmentation": PLAIN}
+        run(both, tmp_path, plan, seed=seed, **more)
+    assert (tmp_path / "bad_batch.txt").read_text() == "quiet.wav from 0.00 s\n"
     kept = torch.load(tmp_path / LAST, weights_only=True)
     values = kept["state_dict"].values()
     assert kept["learner"]["progress"]["step"] >= 1 and all(v.isfinite().all() for v in values)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(recordings, tmp_path) -> None:
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        rows = learner_module.bce(logits, targets)
+    def loss(model: SEDModel, batch: Batch) -> Tensor:
+        rows = bce(model, batch)
         return torch.where(rows < 0, rows * math.nan, rows)  # never, but for the gradient
 
     message = r"step 1: the gradient is not finite for 5 of 5 pieces: \d.wav from"
@@ -219,36 +227,34 @@ def test_a_gradient_that_is_not_finite_stops_too(recordings, tmp_path) -> None:
 
 
 def test_many_bad_pieces_are_named_in_short(recordings, tmp_path) -> None:
-    plan = replace(PLAN, batch_pieces=8, lr=1e30, backbone_lr=1e30, n_warmup_steps=0, mixup=None)
+    plan = replace(PLAN, batch_pieces=8, lr=1e30, backbone_lr=1e30, n_warmup_steps=0)
     with pytest.raises(ValueError, match=r"for \d of 5 pieces: (\d.wav from [\d.]+ s(, )?){1,5}"):
-        run(recordings, tmp_path, plan)
+        run(recordings, tmp_path, plan, augmentation=Augmentation(wavmix=0.5))
 
 
-def test_out_of_memory_halves_what_is_in_memory(recordings, tmp_path, monkeypatch) -> None:
-    plain = Learner._logits
-
-    def tight(self: Learner, spec: Tensor) -> Tensor:
-        if len(spec) > 2:
+def test_out_of_memory_halves_what_is_in_memory(recordings, tmp_path) -> None:
+    def tight(model: SEDModel, batch: Batch) -> Tensor:
+        if len(batch) > 2:
             raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
-        return plain(self, spec)
+        return bce(model, batch)
+
+    def none(model: SEDModel, batch: Batch) -> Tensor:
+        raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
 
     whole, _ = run(recordings, tmp_path / "whole")
-    monkeypatch.setattr(Learner, "_logits", tight)
-    model, fitted = run(recordings, tmp_path / "tight")
+    model, fitted = run(recordings, tmp_path / "tight", loss=tight)
     assert fitted.micro_pieces == 2
     close(model, whole, 2e-5)
-    monkeypatch.setattr(Learner, "_logits", lambda self, spec: tight(self, spec.repeat(3, 1, 1, 1)))
     with pytest.raises(ValueError, match="not enough memory for 1 pieces of 10 s at a time"):
-        run(recordings, tmp_path / "none")
+        run(recordings, tmp_path / "none", loss=none)
 
 
-def test_errors_of_other_kinds_are_not_memory(recordings, tmp_path, monkeypatch) -> None:
-    def broken(self: Learner, spec: Tensor) -> Tensor:
+def test_errors_of_other_kinds_are_not_memory(recordings, tmp_path) -> None:
+    def broken(model: SEDModel, batch: Batch) -> Tensor:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Learner, "_logits", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        run(recordings, tmp_path)
+        run(recordings, tmp_path, loss=broken)
 
 
 def test_bf16_is_near_fp32(recordings, tmp_path) -> None:
@@ -365,4 +371,5 @@ def test_wrong_plans_and_places(tmp_path) -> None:
 def test_every_field_of_a_plan_is_in_the_config(recordings, tmp_path) -> None:
     run(recordings, tmp_path)
     kept = json.loads((tmp_path / "config.json").read_text())
-    assert set(Plan.__dataclass_fields__) | {"seed", "n_pieces"} == set(kept)
+    of_a_stream = {"seed", "n_pieces", "weight", *Augmentation.__dataclass_fields__}
+    assert set(Plan.__dataclass_fields__) | of_a_stream == set(kept)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hear_pretrainedsed.training.chance import generator_for, seed_of
-from hear_pretrainedsed.training.pieces import Order, Pieces, Recording, loader, own_rows
+from hear_pretrainedsed.training.material import own_rows
+from hear_pretrainedsed.training.pieces import Order, Pieces, Recording
 from tests.tiny_model import tones
 
 
@@ -111,18 +112,18 @@ def test_rows_are_divided_between_processes(n: int, world: int) -> None:
 
 def test_loaders_of_processes_give_the_batch_together(tmp_path: Path) -> None:
     order = Order(tones(tmp_path, (25.0, 10.0, 4.0)), 3, 0)
-    (whole,) = loader(order, 5, 6)
-    parts = [next(iter(loader(order, 5, 6, rank=rank, world=2))) for rank in range(2)]
+    (whole,) = order.loader(5, 6)
+    parts = [next(iter(order.loader(5, 6, rank=rank, world=2))) for rank in range(2)]
     assert torch.equal(torch.cat([part.audio for part in parts]), whole.audio)
     assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
     assert sum((part.files for part in parts), ()) == whole.files
-    (none,) = loader(order, 5, 6, rank=3, world=4)
+    (none,) = order.loader(5, 6, rank=3, world=4)
     assert none.audio.shape == (0, 160_000) and none.targets.shape == (0, 250, 2)
 
 
 def test_workers_give_the_same(tmp_path: Path) -> None:
     order = Order(tones(tmp_path), 3, 0)
-    plain, others = (list(loader(order, 1, 4, n_workers=n)) for n in (0, 2))
+    plain, others = (list(order.loader(1, 4, n_workers=n)) for n in (0, 2))
     assert all(torch.equal(a.audio, b.audio) for a, b in zip(plain, others, strict=True))
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.fit import fit
 from hear_pretrainedsed.training.pieces import Order
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.stream import Stream, bce
 from tests.tiny_model import tiny_model, tones
 
 PLAN = Plan(
@@ -26,8 +28,6 @@ PLAN = Plan(
     lr=0.05,
     weight_decay=1e-3,
     layer_decay=0.8,
-    wavmix=0.5,
-    mixup=0.5,
     balanced=0.5,
     ema_decay=0.9,
     valid_every_steps=3,
@@ -54,7 +54,8 @@ def main(folder: Path, n_devices: int, seconds_per_step: float = 0.0) -> None:
     dropout = 0.3 if n_devices == 1 and seconds_per_step else 0.0
     model = tiny_model(dropout=dropout)
     place = Place(folder / "run", n_devices=n_devices, micro_pieces=2, save_every_steps=2)
-    fitted = fit(model, order, PLAN, place, validate=validate, tell=tell)
+    streams = [Stream(order, Augmentation(wavmix=0.5, mixup=0.5), bce)]
+    fitted = fit(model, streams, PLAN, place, validate=validate, tell=tell)
     from lightning.pytorch.utilities import rank_zero_only
 
     if not rank_zero_only.rank:

@@ -6,8 +6,9 @@ import json
 import logging
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import (
-    CSVLogger,
     Logger,
     MLFlowLogger,
     TensorBoardLogger,
@@ -29,9 +29,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
-from hear_pretrainedsed.training.learner import LAST, Learner, Loss, Validate, bce
-from hear_pretrainedsed.training.pieces import Order
+from hear_pretrainedsed.training.learner import LAST, Learner, Stopped, Validate
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.stream import Stream
 
 CONFIG, FITTED, WEIGHTS = "config.json", "fitted.json", "weights.pt"
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -43,7 +43,7 @@ LOGGERS: dict[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }
-"""Loggers, and the packages of which they need one."""
+"""Loggers, and the packages of which they need one; with each, `learner.CURVE` is kept as well."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,28 @@ class Fitted:
 
 def fit(
     model: SEDModel,
-    order: Order,
+    streams: Sequence[Stream],
     plan: Plan,
     place: Place,
     *,
     validate: Validate,
     config: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    loss: Loss = bce,
 ) -> Fitted:
     """Train a model, in place; left in eval mode on the CPU, with the weights that are kept.
 
     A run that was killed goes on from what it has left in `place.folder`, and ends as it would have
     without: to the last bit on a CPU with the same number of threads. One that has ended is not run
-    again. Several nodes share the folder.
+    again. Several nodes share the folder. SIGTERM ends a run after the step that it is in: that
+    step is saved, and the process exits with 143.
 
     Args:
-        model: with a head that emits logits of the targets' classes.
-        order: pieces of the recordings; its seed is that of all chance in the run.
+        model: with a head that gives what the streams' losses are of.
+        streams: what is learned; the first one's seed is that of dropout.
         plan, place: how, and where.
         validate: the model, in eval mode -> a score, the larger the better; -inf: none.
         config: whatever else the result depends on; JSON.
         tell: is called with a line on where the training is.
-        loss: (logits, targets), both (batch, frames, classes) -> (batch,).
 
     Raises:
         ValueError: the folder holds a run of another config (the differences are named), a loss is
@@ -98,13 +97,16 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = _trainer(place, plan.precision)
     if trainer.is_global_zero:
-        check_config(folder, _content(order, plan, config or {}))
+        check_config(folder, _content(streams, plan, config or {}))
     if (fitted := _finished(model, folder)) is not None:
         return fitted
-    learner = Learner(model, order, plan, place, validate, tell, loss)
+    learner = Learner(model, streams, plan, place, validate, tell)
     last = folder / LAST
-    with _quiet():
-        trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
+    try:
+        with _quiet(), _sigterm_asks(learner):
+            trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except Stopped:
+        raise SystemExit(128 + signal.SIGTERM) from None
     learner.write_result()
     model.cpu()
     progress = learner.progress
@@ -157,14 +159,15 @@ def check_logger(name: str) -> None:
         raise ValueError(f"the logger {name} needs the package {LOGGERS[name][0]}")
 
 
-def _logger(name: str, folder: Path) -> Logger:
+def _logger(name: str, folder: Path) -> Logger | bool:
     check_logger(name)
+    if name == "csv":
+        return False  # the learner keeps it
     if name == "wandb":
         return WandbLogger(save_dir=folder, name=folder.name)
     if name == "mlflow":
         return MLFlowLogger(save_dir=str(folder / "log"))
-    kind = TensorBoardLogger if name == "tensorboard" else CSVLogger
-    return kind(folder, name="log", version="")
+    return TensorBoardLogger(folder, name="log", version="")
 
 
 def _trainer(place: Place, precision: str) -> Trainer:
@@ -179,7 +182,7 @@ def _trainer(place: Place, precision: str) -> Trainer:
             strategy=strategy,
             sync_batchnorm=several and accelerator == "cuda",
             precision=_PRECISION[precision],
-            max_epochs=1,  # the one stream of pieces: epochs are `Order`'s
+            max_epochs=1,  # the one stream of pieces: epochs are the material's
             logger=_logger(place.logger, place.folder) if place.logger else False,
             default_root_dir=place.folder,
             enable_checkpointing=False,
@@ -191,9 +194,15 @@ def _trainer(place: Place, precision: str) -> Trainer:
         )
 
 
-def _content(order: Order, plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
+def _content(streams: Sequence[Stream], plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
     """All that a run's numbers depend on."""
-    return {**config, "seed": order.seed, "n_pieces": order.n_pieces, **asdict(plan)}
+    content = {**config, **asdict(plan)}
+    for number, stream in enumerate(streams, 1):
+        before = "" if number == 1 else f"stream {number}: "
+        facts = {"seed": stream.material.seed, "n_pieces": stream.material.n_pieces}
+        facts |= {"weight": stream.weight, **asdict(stream.augmentation)}
+        content |= {f"{before}{name}": value for name, value in facts.items()}
+    return content
 
 
 def check_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -220,6 +229,23 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder} holds a run that was begun with other settings: {'; '.join(apart)}. "
             "Set them as they were, or take another folder"
         )
+
+
+@contextmanager
+def _sigterm_asks(learner: Learner) -> Iterator[None]:
+    """SIGTERM asks for an end after the step, instead of what Lightning does with it.
+
+    Its handler talks to other processes from within, which waits for ever where they are not in
+    the same place; ours is put in its place once training has begun.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():
+        learner.take_sigterm = True
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

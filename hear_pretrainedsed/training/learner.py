@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,29 +12,28 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from hear_pretrainedsed.model import SEDModel
-from hear_pretrainedsed.training.augment import mixup, wavmix
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
+from hear_pretrainedsed.training.curve import Curve
 from hear_pretrainedsed.training.ema import Ema
-from hear_pretrainedsed.training.param_groups import param_groups
-from hear_pretrainedsed.training.pieces import GRID, Order, loader, own_rows
+from hear_pretrainedsed.training.finite import check_finite
+from hear_pretrainedsed.training.material import own_rows
+from hear_pretrainedsed.training.optimizer import make_optimizer
 from hear_pretrainedsed.training.plan import Place, Plan
-from hear_pretrainedsed.training.schedule import warmup_cosine
+from hear_pretrainedsed.training.stream import (
+    Stream,
+    Together,
+    map_tensors,
+    rows_of,
+    with_pseudo,
+)
 
 LAST = "last.ckpt"
-_N_NAMED = 5
+CURVE = "log/metrics.csv"
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Validate = Callable[[SEDModel], float]
-
-
-def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy (batch,) of logits and targets (batch, frames, classes)."""
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
-    return losses.mean(dim=(1, 2))
 
 
 @dataclass
@@ -45,6 +45,10 @@ class Progress:
     scores: list[tuple[int, float]] = field(default_factory=list)
     best: tuple[int, float] | None = None
     n_stale: int = 0  # validations since the best one
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong: the run was asked to stop
+    """The run was told to end (SIGTERM), and has saved what it goes on from."""
 
 
 class Learner(LightningModule):
@@ -59,57 +63,61 @@ class Learner(LightningModule):
     def __init__(
         self,
         model: SEDModel,
-        order: Order,
+        streams: Sequence[Stream],
         plan: Plan,
         place: Place,
         validate: Validate,
         tell: Callable[[str], None],
-        loss: Loss = bce,
     ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # convolutions train faster so
-        self.order, self.plan, self.place = order, plan, place
-        self.validate_model, self.tell, self.loss = validate, tell, loss
+        self.streams, self.plan, self.place = tuple(streams), plan, place
+        self.seed = streams[0].material.seed
+        self.validate_model, self.tell = validate, tell
         self.progress = Progress()
-        self.finished = False
+        self.finished = self.asked_to_stop = self.take_sigterm = False
         self.best_state: dict[str, Tensor] | None = None
         self.ema = Ema(model, plan.ema_decay) if plan.ema_decay is not None else None
         self.micro_pieces = place.micro
+        self.curve = Curve(place.folder / CURVE) if place.logger else None
 
     # ---- set-up ----
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW over `param_groups`, warm-up and cosine."""
-        plan = self.plan
-        groups = param_groups(
-            self.model,
-            plan.lr,
-            plan.weight_decay,
-            plan.layer_decay,
-            vector_decay=plan.vector_decay,
-            backbone_lr=plan.backbone_lr,
-        )
-        optimizer = torch.optim.AdamW(groups)
-        factor = warmup_cosine(plan.n_warmup_steps, plan.n_steps)
+        """The plan's optimiser and schedule over `param_groups`."""
+        optimizer, factor = make_optimizer(self.model, self.plan)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader:
-        """The rows of this process, from the present step on."""
-        return loader(
-            self.order,
-            self.progress.step,
-            self.plan.n_steps,
-            rank=self.global_rank,
-            world=self.trainer.world_size,
-            n_workers=self.place.n_workers,
-        )
+    def train_dataloader(self) -> Together:
+        """The rows of this process, a batch of each stream, from the present step on."""
+        loaders = [
+            stream.material.loader(
+                self.progress.step,
+                self.plan.n_steps,
+                rank=self.global_rank,
+                world=self.trainer.world_size,
+                n_workers=self.place.n_workers,
+            )
+            for stream in self.streams
+        ]
+        return Together(loaders)
 
     def on_train_start(self) -> None:
-        """Training mode; the average goes where the weights went."""
+        """Training mode; averages and teachers go where the weights went."""
+        if self.take_sigterm:
+            signal.signal(signal.SIGTERM, self._asked_to_stop)
         self._training_mode()
         if self.ema:
             self.ema.average = {k: v.to(self.device) for k, v in self.ema.average.items()}
+        for stream in self.streams:
+            if stream.teacher is not None:
+                stream.teacher.to(self.device).eval().requires_grad_(False)
+        if self.curve and self.trainer.is_global_zero:
+            self.curve.go_on_from(self.progress.step)
+
+    def _asked_to_stop(self, *_: object) -> None:
+        self.asked_to_stop = True
 
     def _training_mode(self) -> None:
         self.model.train()
@@ -118,25 +126,26 @@ class Learner(LightningModule):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, _: int) -> Batch:
-        """Audio and targets go to the device."""
-        audio, targets = batch.audio.to(device), batch.targets.to(device)
-        return replace(batch, audio=audio, targets=targets)
+    def transfer_batch_to_device(
+        self, batch: Sequence[Batch], device: torch.device, _: int
+    ) -> list[Batch]:
+        """Audio and labels go to the device."""
+        return [map_tensors(one, lambda value: value.to(device)) for one in batch]
 
     # ---- a step ----
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the optimiser on a whole batch."""
+    def training_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
+        """One step of the optimiser on a whole batch of each stream."""
         if self.finished:
             return
         step = self.progress.step
-        torch.manual_seed(seed_of(self.order.seed, "step", step, self.global_rank))  # dropout
-        n = len(self.order.step(step))
+        torch.manual_seed(seed_of(self.seed, "step", step, self.global_rank))  # dropout
         with torch.no_grad():
-            whole = self._augmented(self._whole(batch, n), step)
-        losses = self._gathered(self._backward(whole), n)
+            whole = [self._augmented(i, batch, step) for i, batch in enumerate(batches)]
+        own = self._backward(whole)
+        losses = [self._gathered(rows, len(b)) for rows, b in zip(own, whole, strict=True)]
         norm = self._gradient_norm()
-        self._check(losses, norm)
+        check_finite(self.streams, step, losses, norm, self._folder())
         optimizer = self.optimizers()
         lr = max(group["lr"] for group in optimizer.param_groups)
         optimizer.step()
@@ -145,14 +154,10 @@ class Learner(LightningModule):
         if self.ema:
             self.ema.update(self.model)
         self.progress.step += 1
-        self.progress.loss = losses.mean().item()
+        weighted = zip(self.streams, losses, strict=True)
+        self.progress.loss = sum(stream.weight * x.mean().item() for stream, x in weighted)
         self._log({"loss": self.progress.loss, "lr": lr, "gradient_norm": norm.item()})
         self.tell(f"step {step + 1} of {self.plan.n_steps}, loss {self.progress.loss:.4f}")
-
-    def _whole(self, batch: Batch, n: int) -> Batch:
-        """The rows of all processes."""
-        audio, targets = self._gathered(batch.audio, n), self._gathered(batch.targets, n)
-        return replace(batch, audio=audio, targets=targets)
 
     def _gathered(self, rows: Tensor, n: int) -> Tensor:
         """Rows of every process, one after the other, `n` of them."""
@@ -164,27 +169,35 @@ class Learner(LightningModule):
         filled[: len(rows)] = rows
         return self.all_gather(filled).flatten(0, 1)[:n]
 
-    def _augmented(self, batch: Batch, step: int) -> Batch:
-        """Audio mixed, made a spec, specs mixed; every process draws the same."""
-        generator = generator_for(self.order.seed, "augment", step)
-        if self.plan.wavmix is not None:
-            batch = wavmix(batch, generator, self.plan.wavmix)
-        own = batch.audio[own_rows(len(batch), self.global_rank, self.trainer.world_size)]
+    def _augmented(self, number: int, batch: Batch, step: int) -> Batch:
+        """A stream's batch of all processes, mixed, made a spec; every process draws the same."""
+        stream = self.streams[number]
+        n = len(stream.material.step(step))
+        batch = map_tensors(batch, lambda rows: self._gathered(rows, n))
+        what = "augment" if number == 0 else f"augment {number}"
+        generator = generator_for(stream.material.seed, what, step)
+        augmentation = stream.augmentation
+        batch = augmentation.on_audio(batch, generator)
         frontend = self.model.frontend
-        if self.plan.draw_mel_edges:
+        if augmentation.draw_mel_edges:
             frontend = frontend.with_drawn_edges(generator)
+        batch = replace(batch, spec=self._spec(frontend, batch))
+        if stream.teacher is not None:
+            batch = replace(batch, teacher_spec=self._spec(stream.teacher.frontend, batch))
+        return augmentation.on_spec(batch, generator)
+
+    def _spec(self, frontend: nn.Module, batch: Batch) -> Tensor:
+        """The spec of a whole batch, of which each process computes its rows."""
+        own = batch.audio[own_rows(len(batch), self.global_rank, self.trainer.world_size)]
         given = own if len(own) else batch.audio[:1]  # one too many tells the shape
         spec = torch.cat([frontend(part) for part in given.split(self.micro_pieces)])[: len(own)]
-        batch = replace(batch, spec=self._gathered(spec, len(batch)))
-        if self.plan.mixup is not None:
-            batch = mixup(batch, generator, self.plan.mixup)
-        return batch
+        return self._gathered(spec, len(batch))
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of a whole batch; the losses of this process's rows."""
+    def _backward(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Gradients of the mean losses of whole batches; the losses of this process's rows."""
         while True:
             try:
-                return self._accumulate(batch)
+                return [self._accumulate(i, batch) for i, batch in enumerate(batches)]
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -199,21 +212,27 @@ class Learner(LightningModule):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _accumulate(self, batch: Batch) -> Tensor:
+    def _accumulate(self, number: int, batch: Batch) -> Tensor:
+        stream = self.streams[number]
         n, world = len(batch), self.trainer.world_size
         own = own_rows(n, self.global_rank, world)
         starts = range(own.start, own.stop, self.micro_pieces)
         parts = [slice(a, min(a + self.micro_pieces, own.stop)) for a in starts]
-        share = world / n  # several processes: their gradients are averaged
+        share = stream.weight * world / n  # several processes: their gradients are averaged
         if not parts:  # fewer rows than processes: to take part, with nothing to say
             parts, share = [slice(0, 1)], 0.0
         losses = []
         for part in parts:
-            with nullcontext() if part is parts[-1] else self._alone():
-                row_losses = self.loss(self._logits(batch.spec[part]), batch.targets[part])
+            last = part is parts[-1] and stream is self.streams[-1]
+            with nullcontext() if last else self._alone():
+                row_losses = self._losses(stream, rows_of(batch, part))
                 self.manual_backward(row_losses.sum() * share)
             losses.append(row_losses.detach())
         return torch.cat(losses)[: own.stop - own.start]
+
+    def _losses(self, stream: Stream, batch: Batch) -> Tensor:
+        """Losses of the rows of a part that fits memory."""
+        return stream.loss(self.model, with_pseudo(batch, stream.teacher))
 
     def _alone(self) -> AbstractContextManager[None]:
         """Gradients stay in this process."""
@@ -221,33 +240,16 @@ class Learner(LightningModule):
             return nullcontext()
         return self.trainer.strategy.block_backward_sync()
 
-    def _logits(self, spec: Tensor) -> Tensor:
-        tokens = self.model.backbone(spec)
-        frames = self.model.sequence_model(self.model.grid.to_frames(tokens))
-        return self.model.head(frames)
-
     def _gradient_norm(self) -> Tensor:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        """The norm of the whole gradient, which is then clipped if the plan says so."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.plan.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.plan.gradient_clip, norm)
+        return norm
 
-    def _check(self, losses: Tensor, norm: Tensor) -> None:
-        """Stop at a loss or gradient that is not finite, before the weights take it in."""
-        if losses.isfinite().all() and norm.isfinite():
-            return
-        step = self.progress.step
-        crops = self.order.step(step)
-        bad = (~losses.isfinite()).nonzero().flatten().tolist()
-        what = f"the loss is {losses[bad[0]].item()}" if bad else "the gradient is not finite"
-        bad = bad or list(range(len(crops)))
-        names = [
-            f"{self.order.recordings[number].file} from {first * GRID.hop_s:.2f} s"
-            for number, first in (crops[row] for row in bad[:_N_NAMED])
-        ]
-        more = ", ..." if len(bad) > _N_NAMED else ""
-        raise ValueError(
-            f"step {step + 1}: {what} for {len(bad)} of {len(crops)} pieces: {', '.join(names)}"
-            f"{more}; what was saved before is kept. Listen to them, or take a lower lr"
-        )
+    def _folder(self) -> Any:
+        return self.place.folder if self.trainer.is_global_zero else None
 
     # ---- after a step ----
 
@@ -266,6 +268,15 @@ class Learner(LightningModule):
             self.trainer.should_stop = True
         elif step % self.place.save_every == 0:
             self.save()
+        if not self.finished and self._any(self.asked_to_stop):
+            self.save()
+            raise Stopped
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any process was asked."""
+        if self.trainer.world_size == 1:
+            return asked
+        return bool(self.trainer.strategy.reduce_boolean_decision(asked, all=False))
 
     def _validate(self) -> None:
         progress = self.progress
@@ -301,6 +312,8 @@ class Learner(LightningModule):
     def _log(self, values: Mapping[str, float]) -> None:
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(values), step=self.progress.step)
+        if self.curve and self.trainer.is_global_zero:
+            self.curve.add(self.progress.step, values)
 
     # ---- what a killed run goes on from ----
 

@@ -6,7 +6,7 @@ Their audio is read by seeking. Recordings shorter than 10 s are followed by sil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from hear_pretrainedsed.audio import read_part
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for
+from hear_pretrainedsed.training.material import OwnSteps
 
 GRID = FrameGrid()
 
@@ -70,7 +71,7 @@ class Pieces(Dataset):
 
 @dataclass(frozen=True)
 class Order:
-    """Which pieces each step sees: a function of seed and step.
+    """Which pieces each step sees: a function of seed and step (a `Material`).
 
     balanced: the share of an epoch's pieces that are drawn by class: a class, each as likely as any
     other; one of its events; a place in it, around which the piece lies anywhere. The rest is drawn
@@ -108,6 +109,24 @@ class Order:
             self._made.clear()
             self._made[epoch] = self._epoch(epoch)
         return self._made[epoch][first : first + self.batch_pieces]
+
+    def loader(
+        self, first_step: int, n_steps: int, *, rank: int = 0, world: int = 1, n_workers: int = 0
+    ) -> DataLoader:
+        """Batches of a process's rows from `first_step` on to `n_steps`."""
+        pieces = Pieces(self.recordings)
+        return DataLoader(
+            pieces,
+            batch_sampler=OwnSteps(self, first_step, n_steps, rank, world),
+            collate_fn=pieces.batch,
+            num_workers=n_workers,
+            persistent_workers=n_workers > 0,
+        )
+
+    def name(self, item: Crop) -> str:
+        """A recording's file and the piece's place in it."""
+        number, first = item
+        return f"{self.recordings[number].file} from {first * GRID.hop_s:.2f} s"
 
     def _epoch(self, number: int) -> list[Crop]:
         generator = generator_for(self.seed, "pieces", number)
@@ -153,46 +172,3 @@ class Order:
             for column, a, b in zip(*(x.tolist() for x in (columns, first, end)), strict=True):
                 by_class.setdefault(column, []).append((number, a, b))
         return [by_class[column] for column in sorted(by_class)]
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The crops of one process's rows, step after step."""
-
-    order: Order
-    first_step: int
-    n_steps: int
-    rank: int
-    world: int
-
-    def __iter__(self) -> Iterator[list[Crop]]:
-        for step in range(self.first_step, self.n_steps):
-            crops = self.order.step(step)
-            yield crops[own_rows(len(crops), self.rank, self.world)]
-
-
-def own_rows(n: int, rank: int, world: int) -> slice:
-    """Rows of a batch of `n` that belong to process `rank` of `world`; the last may have fewer."""
-    size = -(-n // world)
-    return slice(min(n, rank * size), min(n, (rank + 1) * size))
-
-
-def loader(
-    order: Order,
-    first_step: int,
-    n_steps: int,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    n_workers: int = 0,
-) -> DataLoader:
-    """Batches of a process's rows from `first_step` on to `n_steps`."""
-    pieces = Pieces(order.recordings)
-    steps = _Steps(order, first_step, n_steps, rank, world)
-    return DataLoader(
-        pieces,
-        batch_sampler=steps,
-        collate_fn=pieces.batch,
-        num_workers=n_workers,
-        persistent_workers=n_workers > 0,
-    )

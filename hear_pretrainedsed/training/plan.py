@@ -5,24 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.registry import unknown
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+"""Adam adds weight decay to the gradient, AdamW takes it off the weights."""
+SCHEDULES = ("cosine", "steps")
+"""See `schedule.warmup_cosine` and PSLA's `schedule.warmup_halving`."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a training goes; its numbers depend on all of this.
 
-    n_steps, n_warmup_steps: of the optimiser; the lr rises in a line, then falls to 0 in half a
-        cosine. batch_pieces: 10 s pieces a step.
-    lr, backbone_lr, weight_decay, vector_decay, layer_decay: as in `param_groups`.
-    wavmix, mixup: probabilities; None: not done.
+    n_steps, n_warmup_steps: of the optimiser. batch_pieces: 10 s pieces a step, of each stream.
+    schedule: of the lr, a name of `SCHEDULES`. halve_from_step, halve_every_steps: of "steps".
+    lr, backbone_lr, sequence_lr, weight_decay, vector_decay, layer_decay: as in `param_groups`.
+    optimizer: a name of `OPTIMIZERS`. betas: its decay rates of the two moments. gradient_clip:
+        the largest norm of the whole gradient; None: any.
     balanced: as in `pieces.Order`.
     ema_decay: of the average of weights that is validated and kept; None: the weights themselves.
     freeze_norms: batch norms keep the statistics that they came with, so that a step does not
         depend on how its batch is cut up.
-    draw_mel_edges: front ends whose mel range was drawn in their own training get another one a
-        step.
     valid_every_steps: None: after the last step alone. patience: the run ends when so many
         validations in a row bring nothing better, and the best weights are kept; None: it goes to
         its end, and the last weights are kept.
@@ -37,12 +43,16 @@ class Plan:
     layer_decay: float = 1.0
     vector_decay: float = 0.0
     backbone_lr: float | None = None
-    wavmix: float | None = None
-    mixup: float | None = None
+    sequence_lr: float | None = None
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clip: float | None = None
+    schedule: str = "cosine"
+    halve_from_step: int | None = None
+    halve_every_steps: int | None = None
     balanced: float | None = None
     ema_decay: float | None = None
     freeze_norms: bool = False
-    draw_mel_edges: bool = False
     valid_every_steps: int | None = None
     patience: int | None = None
     precision: str = "fp32"
@@ -54,6 +64,10 @@ class Plan:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
+        if self.schedule not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
 
 
 @dataclass(frozen=True)

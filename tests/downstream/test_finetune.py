@@ -16,7 +16,7 @@ import hear_pretrainedsed as hps
 from downstream import finetune
 from downstream.calibration import decode
 from downstream.embeddings import FrameSource
-from downstream.finetune import Job, predict, save, tune, with_head
+from downstream.finetune import Job, predict, save, tune
 from downstream.finetune_recipes import BEST, PAPER, RECIPES
 from downstream.postprocess import median_filter
 from downstream.protocols import PROTOCOLS, Found, Settings, paper
@@ -26,6 +26,7 @@ from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.training.fit import Fitted
+from hear_pretrainedsed.training.new_head import with_head
 from hear_pretrainedsed.training.pieces import Order, Recording
 from hear_pretrainedsed.training.plan import Place
 from tests.downstream.probe_task import LABELS, made_up_task
@@ -65,7 +66,8 @@ def test_paper_is_the_released_script() -> None:
     assert (plan.n_steps, plan.n_warmup_steps, plan.batch_pieces) == (900, 4000, 256)
     assert (plan.lr, plan.backbone_lr, plan.layer_decay) == (1.06e-4, 1.06e-4, 1.0)
     assert (plan.weight_decay, plan.vector_decay) == (1e-3, 1e-3)
-    assert (plan.wavmix, plan.mixup, plan.patience, plan.ema_decay) == (0.5, 0.5, None, None)
+    mixed = PAPER.augmentation
+    assert (mixed.wavmix, mixed.mixup, plan.patience, plan.ema_decay) == (0.5, 0.5, None, None)
     assert plan.valid_every_steps is None and 1.06e-4 in PAPER.lrs
 
 
