@@ -6,7 +6,7 @@ et al., arXiv 2409.09546, section 3), and PSLA's masks (Gong et al., TASLP 2021,
 
 Each is a core that takes what was drawn, and a function of (batch, generator) that draws it. A
 teacher's spec is changed as the student's is; where it has other bands, at the same share of them.
-Numbers of spec frames are meant in steps of 10 ms, of which a frame has 4.
+A frame has 4 spec frames of 10 ms, or as many as a front end of one's own gives.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from torch.nn import functional as F  # noqa: N812
 from hear_pretrainedsed.training.augment import beta_shares
 from hear_pretrainedsed.training.batch import Batch
 
-SPEC_FRAMES_PER_FRAME = 4
+_RATE = 4  # spec frames a frame, where nothing tells
 MIN_TIME_MASK = 0.05  # of the clip
 MASK_VALUE = (0 + 4.6476) / 4.5699
 """What PSLA's masks hold: a zero of its log mel, taken before the normalisation."""
+
+_SURE = 0.2  # how far a number of spec frames a frame is from a half: PSLA has 4.22, padding in it
 
 _MIXSTYLE_BETA = (0.4, 0.4)
 _MIXSTYLE_EPS = 1e-6
@@ -127,13 +129,17 @@ def spec_mask(
 def shift(batch: Batch, spec_frames: Tensor) -> Batch:
     """Roll each clip later by so many spec frames (batch,), whole numbers; targets with it.
 
-    Targets move by a quarter of that, rounded half to even.
+    Targets move by a quarter of that, rounded half to even. What a front end adds to fill up a
+    longer spec than the targets' stays where it is.
     """
-    frames = (spec_frames.double() / SPEC_FRAMES_PER_FRAME).round().long()
-    _check_rate(batch)
+    rate = _rate(batch)
+    frames = (spec_frames.double() / rate).round().long()
+    n_targets = _n_frames(batch) * rate
 
     def later(spec: Tensor) -> Tensor:
-        return _rolled(spec, spec_frames, 2)
+        n = spec.shape[-1] if abs(spec.shape[-1] - n_targets) <= rate else n_targets
+        moved = _rolled(spec[..., :n], spec_frames, 2)
+        return torch.cat([moved, spec[..., n:]], dim=-1) if n < spec.shape[-1] else moved
 
     changed = _on_specs(batch, later)
     return _on_frames(changed, lambda values: _rolled(values, frames, 0))
@@ -141,9 +147,9 @@ def shift(batch: Batch, spec_frames: Tensor) -> Batch:
 
 def mask_time(batch: Batch, start: int, width: int, *, pseudo: bool = False) -> Batch:
     """Zero `width` frames from frame `start` on, in specs and targets (and a teacher's scores)."""
-    _check_rate(batch)
+    rate = _rate(batch)
     stretch = slice(start, start + width)
-    columns = slice(start * SPEC_FRAMES_PER_FRAME, (start + width) * SPEC_FRAMES_PER_FRAME)
+    columns = slice(start * rate, (start + width) * rate)
 
     def silent(spec: Tensor) -> Tensor:
         spec = spec.clone()
@@ -290,18 +296,22 @@ def _n_frames(batch: Batch) -> int:
     for values in (batch.targets, batch.pseudo):
         if values is not None:
             return values.shape[1]
-    return round(_spec(batch).shape[-1] / SPEC_FRAMES_PER_FRAME)
+    return max(1, round(_spec(batch).shape[-1] / _RATE))
 
 
-def _check_rate(batch: Batch) -> None:
-    """Specs whose frames are other steps than 10 ms are refused: targets would come apart."""
+def _rate(batch: Batch) -> int:
+    """Spec frames a frame; specs without a whole number of them would come apart from targets."""
     n_frames = _n_frames(batch)
-    for spec in (_spec(batch), batch.teacher_spec):
-        if spec is not None and round(spec.shape[-1] / n_frames) != SPEC_FRAMES_PER_FRAME:
-            raise ValueError(
-                f"a spec of {spec.shape[-1]} spec frames for {n_frames} frames cannot be shifted "
-                f"or masked in time; it has about {SPEC_FRAMES_PER_FRAME} a frame"
-            )
+    specs = [spec for spec in (_spec(batch), batch.teacher_spec) if spec is not None]
+    rates = {round(spec.shape[-1] / n_frames) for spec in specs}
+    unsure = min(abs(spec.shape[-1] / n_frames % 1 - 0.5) for spec in specs)
+    if len(rates) > 1 or 0 in rates or unsure < _SURE:
+        lengths = " and ".join(str(spec.shape[-1]) for spec in specs)
+        raise ValueError(
+            f"specs of {lengths} spec frames cannot be moved or masked in time along with "
+            f"{n_frames} frames; a frame has one whole number of them, as {_RATE}"
+        )
+    return rates.pop()
 
 
 def _rolled(values: Tensor, steps: Tensor, dim: int) -> Tensor:
