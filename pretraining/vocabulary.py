@@ -32,14 +32,6 @@ class Vocabulary:
     labels: tuple[str, ...]
     places: Mapping[str, int]
 
-    def indices(self, labels: Iterable[str], where: str) -> tuple[int, ...]:
-        """Indices of names or mids. `ValueError` naming the first that are not in the list."""
-        wanted = tuple(labels)
-        try:
-            return tuple(self.places[label] for label in wanted)
-        except KeyError:
-            raise ValueError(self.refusal(wanted, where)) from None
-
     def refusal(self, labels: Iterable[str], where: str) -> str:
         """One line on labels of which some are not in the list."""
         others = sorted({label for label in labels if label not in self.places})

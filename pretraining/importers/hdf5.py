@@ -42,6 +42,7 @@ class Hdf5Reader:
     files: tuple[str, ...]
 
     def __call__(self, place: Place) -> bytes:
+        """The bytes of a clip, as they are in the file."""
         number, row = place
         return _open(self.files[number], os.getpid())["mp3"][row].tobytes()
 
