@@ -50,9 +50,7 @@ def frame_shift(batch: Batch, generator: torch.Generator, share: float) -> Batch
     return shift(batch, draws.trunc().long())
 
 
-def time_mask(
-    batch: Batch, generator: torch.Generator, largest: float, *, pseudo: bool = False
-) -> Batch:
+def time_mask(batch: Batch, generator: torch.Generator, largest: float, *, pseudo: bool) -> Batch:
     """Silence one stretch of time in all clips, of 0.05 up to `largest` (excluded) of their length.
 
     `pseudo`: a teacher's scores are silenced too; the originals leave them as they are.
