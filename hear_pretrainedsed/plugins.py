@@ -14,6 +14,7 @@ COMMANDS = {
     "report": ("downstream.report", "report"),
     "compare": ("downstream.compare", "compare"),
     "finetune": ("downstream.finetune_command", "finetune"),
+    "pretrain": ("pretraining.command", "pretrain"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")

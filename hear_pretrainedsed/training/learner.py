@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
@@ -32,6 +33,7 @@ from hear_pretrainedsed.training.stream import (
 
 LAST = "last.ckpt"
 CURVE = "log/metrics.csv"
+KEPT = "kept"
 
 Validate = Callable[[SEDModel], float]
 
@@ -284,6 +286,7 @@ class Learner(LightningModule):
             self.model.eval()
             score = self.validate_model(self.model) if self.trainer.is_global_zero else 0.0
             score = float(self.trainer.strategy.broadcast(score))
+            self._keep()
             progress.scores.append((progress.step, score))
             if progress.best is None or score > progress.best[1]:
                 progress.best, progress.n_stale = (progress.step, score), 0
@@ -294,6 +297,16 @@ class Learner(LightningModule):
                 progress.n_stale += 1
         self._training_mode()
         self._log({"valid_score": score})
+
+    def _keep(self) -> None:
+        """The weights as they were validated, in a file of their own."""
+        first, step = self.place.keep_from_step, self.progress.step
+        if first is None or step < first or not self.trainer.is_global_zero:
+            return
+        path = self.place.folder / KEPT / f"step-{step:08d}.pt"
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(self.model.state_dict(), file)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -86,6 +86,8 @@ class Place:
     logger: a name of `fit.LOGGERS`; None: no log.
     save_every_steps: how often it is saved what a killed run goes on from; None: 200 on a GPU, 25
         on a CPU.
+    keep_from_step: the weights of every validation from this step on stay in the folder `kept`,
+        as step-00001234.pt, for averages and ensembles; None: of none.
     """
 
     folder: Path
@@ -96,6 +98,7 @@ class Place:
     n_workers: int = 0
     logger: str | None = None
     save_every_steps: int | None = None
+    keep_from_step: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_devices", "n_nodes", "micro_pieces", "save_every_steps"):

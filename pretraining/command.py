@@ -1,0 +1,211 @@
+"""`hear-pretrainedsed pretrain`: a recipe makes a checkpoint from a corpus.
+
+OUT/model.safetensors is taken in by `hear-pretrainedsed import`; OUT/run/log has the curve of the
+losses. The same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hear_pretrainedsed.cli_options import BatchSize, Device, Option, device_of
+from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.registry import unknown
+from hear_pretrainedsed.training.fit import check_logger, default_logger
+from hear_pretrainedsed.training.plan import Place
+from pretraining.build import backbone_of, random_start
+from pretraining.config import Recipe, with_settings
+from pretraining.plan_text import Outlook
+from pretraining.presets import PRESETS, get_preset
+
+Preset = Annotated[str | None, Option("--preset", help="Name of a recipe; see --list.")]
+List = Annotated[bool, Option("--list", help="Names, what they reproduce, published numbers.")]
+Corpus = Annotated[Path | None, Option("--corpus", help="Folder, as `corpus` makes it.")]
+WeakCorpus = Annotated[Path | None, Option("--weak-corpus", help="Second one, of fmn_online.")]
+Valid = Annotated[Path | None, Option("--valid", help="Corpus to validate on.")]
+Start = Annotated[str | None, Option("--checkpoint", "-c", help="Start; none: the preset's.")]
+Backbone = Annotated[str | None, Option("--backbone", help="Start at random weights instead.")]
+Out = Annotated[Path | None, Option("--out", "-o", help="Folder for model, card and logs.")]
+Pseudo = Annotated[Path | None, Option("--pseudo-labels", help="HDF5 of an ensemble's logits.")]
+Teacher = Annotated[str | None, Option("--teacher", help="Frozen one; none: the preset's.")]
+MaxSteps = Annotated[int | None, Option(min=1, help="The run has no more steps.")]
+StepsScale = Annotated[float, Option(help="All steps times this.")]
+Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
+Devices = Annotated[int, Option("--devices", min=1, help="Processes a node, one a GPU.")]
+Nodes = Annotated[int, Option("--num-nodes", min=1, help="Started by torchrun or Slurm.")]
+PrecisionName = Annotated[str | None, Option("--precision", help="fp32 or bf16; else preset's.")]
+Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; none: auto.")]
+LoggerName = Annotated[
+    str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
+]
+SaveEvery = Annotated[int | None, Option(min=1, help="Steps from one saving to the next.")]
+Set = Annotated[list[str] | None, Option("--set", help="FIELD=VALUE of the recipe, repeatable.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
+CorpusSize = Annotated[int | None, Option(min=1, help="Clips, for a plan without a corpus.")]
+ClipsPerS = Annotated[float | None, Option(help="Throughput for the plan; none: measured here.")]
+
+
+def pretrain(
+    preset: Preset = None,
+    list_: List = False,
+    corpus: Corpus = None,
+    weak_corpus: WeakCorpus = None,
+    valid: Valid = None,
+    checkpoint: Start = None,
+    backbone: Backbone = None,
+    out: Out = None,
+    pseudo_labels: Pseudo = None,
+    teacher: Teacher = None,
+    max_steps: MaxSteps = None,
+    steps_scale: StepsScale = 1.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
+    precision: PrecisionName = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    logger: LoggerName = None,
+    save_every: SaveEvery = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    corpus_size: CorpusSize = None,
+    clips_per_s: ClipsPerS = None,
+) -> None:
+    """Pre-train a checkpoint by a recipe; --list names the recipes."""
+    if list_:
+        print_list()
+        return
+    if preset is None:
+        raise ValueError("give --preset NAME; --list names them")
+    recipe = _recipe(preset, set_ or [], precision)
+    where = str(device_of(device))
+    place = Place(
+        out or Path(),
+        device=where,
+        n_devices=devices,
+        n_nodes=num_nodes,
+        micro_pieces=batch_size,
+        n_workers=workers if workers is not None else (0 if where == "cpu" else 4),
+        logger=_logger(logger),
+        save_every_steps=save_every,
+    )
+    scale = {"steps_scale": steps_scale, "max_steps": max_steps}
+    if dry_run:
+        network = backbone_of(checkpoint, backbone, recipe)
+        print_plan(recipe, network, corpus, corpus_size, clips_per_s, place, **scale)
+        return
+    if corpus is None:
+        raise ValueError("nothing to learn from: give --corpus DIR, made by `corpus`")
+    if out is None:
+        raise ValueError("give --out DIR for the model")
+    from pretraining.run import Run, Sources
+
+    sources = Sources(corpus, weak_corpus, valid, checkpoint, backbone, pseudo_labels, teacher)
+    train(Run(recipe, sources, out, place, seed, **scale))
+
+
+def _recipe(preset: str, settings: list[str], precision: str | None) -> Recipe:
+    recipe = with_settings(get_preset(preset), settings)
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(unknown("precision", precision, PRECISIONS))
+    return recipe if precision is None else replace(recipe, precision=precision)
+
+
+def _logger(name: str | None) -> str | None:
+    if name == "none":
+        return None
+    name = name or default_logger()
+    check_logger(name)
+    return name
+
+
+def train(job: Run) -> None:  # noqa: F821
+    """Run it under a progress bar, then say where the model is."""
+    from pretraining.run import run
+
+    with progress_bar(job.recipe, job.plan.n_steps) as tell:
+        made = run(replace(job, tell=tell))
+    if made is None:
+        return
+    fitted = made.fitted
+    name = "mAP" if job.recipe.stage == "weak" else "PSDS1"
+    scored = f"{name} {fitted.valid_score:.4f}" if job.valid is not None else "not validated"
+    print(f"{fitted.n_steps} steps, loss {fitted.loss:.4f}, {scored}")
+    print(made.path)
+
+
+@contextmanager
+def progress_bar(recipe: Recipe, n_steps: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, with clips/s and the time that is left."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    per_step = recipe.batch_pieces + (recipe.weak_pieces or 0)
+    with bar:
+        number = bar.add_task(recipe.name, total=n_steps, rate="")
+        started: list[tuple[float, int]] = []
+
+        def tell(line: str) -> None:
+            step = int(line.split()[1])
+            started.append((time.monotonic(), step))
+            del started[1:-50]  # the first, and the last ones
+            (then, before), (now, last) = started[-min(50, len(started))], started[-1]
+            rate = (
+                f"{per_step * (last - before) / (now - then):.1f} clips/s" if last > before else ""
+            )
+            bar.update(number, description=line, completed=step, rate=rate)
+
+        yield tell
+
+
+def print_list() -> None:
+    """The presets."""
+    table = Table("preset", "reproduces", "published", box=None)
+    for name, recipe in PRESETS.items():
+        table.add_row(name, recipe.reproduces, recipe.published)
+    Console().print(table)
+
+
+def print_plan(
+    recipe: Recipe,
+    backbone: str | None,
+    corpus: Path | None,
+    corpus_size: int | None,
+    clips_per_s: float | None,
+    place: Place,
+    **scale: float | int | None,
+) -> None:
+    """The plan of a run; a corpus is opened only if its size is not given."""
+    n_classes = recipe.n_classes
+    if corpus_size is None:
+        if corpus is None:
+            raise ValueError("--dry-run needs --corpus DIR or --corpus-size N")
+        from pretraining.corpus import open_corpus
+
+        opened = open_corpus(corpus)
+        corpus_size, n_classes = len(opened), len(opened.labels)
+    if clips_per_s is not None and clips_per_s <= 0:
+        raise ValueError(f"clips_per_s is {clips_per_s}; it is above 0")
+    model = random_start(recipe, backbone, n_classes).to(place.device)
+    world = place.n_devices * place.n_nodes
+    place = replace(place, micro_pieces=place.micro_pieces or max(1, recipe.batch // world))
+    plan = recipe.plan(recipe.epoch_of(corpus_size), **scale)
+    outlook = Outlook(recipe, plan, corpus_size, model, place, clips_per_s)
+    Console().print(outlook.table())
+    print(*outlook.lines(), sep="\n")

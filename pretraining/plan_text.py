@@ -1,0 +1,147 @@
+"""What a run will do and take, before it is begun: with a corpus, or with its size alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.training.estimate import memory
+from hear_pretrainedsed.training.optimizer import groups, make_optimizer
+from hear_pretrainedsed.training.pieces import GRID
+from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.stream import frames_of
+from pretraining.config import Recipe
+
+_MEASURED_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A recipe on a corpus of `n_clips`, with the network that it would train."""
+
+    recipe: Recipe
+    plan: Plan
+    n_clips: int
+    model: SEDModel
+    place: Place
+    clips_per_s: float | None = None
+
+    @property
+    def clips_per_step(self) -> int:
+        """Of all streams."""
+        return self.recipe.batch_pieces + (self.recipe.weak_pieces or 0)
+
+    def lines(self) -> Iterator[str]:
+        """One fact a line; measures the throughput here if none is given."""
+        recipe, plan = self.recipe, self.plan
+        rate, how = self.clips_per_s, "as given"
+        if rate is None:
+            rate = measured_clips_per_s(self.model, plan)
+            how = f"measured here: forward, backward and step of {_MEASURED_CLIPS} clips"
+        need = memory(self.model, plan, self.place)
+        clips = plan.n_steps * self.clips_per_step
+        epoch = recipe.steps_per_epoch(self.n_clips)
+        processes = self.place.n_devices * self.place.n_nodes
+        facts = {
+            "preset": f"{recipe.name}: {recipe.reproduces}",
+            "published": recipe.published,
+            "start": recipe.start or "as --checkpoint or --backbone say",
+            "model": _model_line(self.model, recipe),
+            "loss": _loss_line(recipe),
+            "corpus": f"{self.n_clips} clips; an epoch has {recipe.epoch_of(self.n_clips)}, "
+            f"sampling {recipe.sampling}{' with replacement' if recipe.replacement else ''}",
+            "batch": _batch_line(recipe, processes),
+            "augmentation": _augmentation_line(recipe),
+            "steps": f"{plan.n_steps} in {recipe.n_epochs} epochs of {epoch}; "
+            f"{plan.n_warmup_steps} of warm-up, then {plan.schedule}",
+            "optimizer": f"{plan.optimizer} {plan.betas}, weight decay {plan.weight_decay:g}, "
+            f"layer decay {plan.layer_decay:g}, precision {plan.precision}",
+            "validation": "at the end"
+            if plan.valid_every_steps is None
+            else f"every {plan.valid_every_steps} steps",
+            "memory": f"about {_gigabytes(need.total)} a process: weights and optimiser "
+            f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
+            f"activations {_gigabytes(need.activations)}",
+            "time": f"{clips / rate / 3600:.1f} hours for {clips} clips at {rate:.4g} clips/s "
+            f"({how}), validation not counted",
+        }
+        yield from (f"{key + ':':<14}{value}" for key, value in facts.items())
+
+    def table(self) -> Table:
+        """Parameters by group of the optimiser."""
+        table = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
+        for group in groups(self.model, self.plan):
+            n = sum(p.numel() for p in group["params"])
+            row = (len(group["params"]), f"{n:,}", f"{group['lr']:.3g}", group["weight_decay"])
+            table.add_row(group["name"], *map(str, row))
+        return table
+
+
+def measured_clips_per_s(model: SEDModel, plan: Plan) -> float:
+    """Clips a second of a step on random audio, on the model's device; the model is changed.
+
+    The first step warms up and is not counted. No audio is read and nothing is augmented.
+    """
+    optimizer, _ = make_optimizer(model, plan)
+    audio = torch.randn(_MEASURED_CLIPS, GRID.window_samples, device=model.device) * 0.1
+    seconds = []
+    model.train()
+    for _ in range(2):
+        start = time.perf_counter()
+        half = plan.precision != "fp32"
+        with torch.autocast(audio.device.type, PRECISIONS[plan.precision], enabled=half):
+            model.head(frames_of(model, model.frontend(audio))).float().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if audio.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    model.eval()
+    return _MEASURED_CLIPS / seconds[-1]
+
+
+def _model_line(model: SEDModel, recipe: Recipe) -> str:
+    parts = [f"{type(model.backbone).__name__}"]
+    if recipe.sequence_model is not None:
+        layers = f", {recipe.n_layers} layers" if recipe.n_layers else ""
+        parts.append(f"{recipe.sequence_model}{layers}")
+    parts.append(f"head {recipe.head} of {len(model.labels or ())} classes")
+    return f"{', '.join(parts)}; {model.n_parameters:,} parameters"
+
+
+def _loss_line(recipe: Recipe) -> str:
+    parts = [recipe.objective]
+    if recipe.pseudo is not None:
+        source = "stored logits" if recipe.pseudo == "file" else f"the teacher {recipe.teacher}"
+        parts.append(f"distillation weight {recipe.distillation_weight:g} from {source}")
+    if recipe.onset_weight is not None:
+        parts.append(f"onsets and offsets with weight {recipe.onset_weight:g}")
+    return "; ".join(parts)
+
+
+def _batch_line(recipe: Recipe, processes: int) -> str:
+    text = f"{recipe.batch} clips x {recipe.accumulation} a step"
+    if recipe.weak_batch is not None:
+        text += f", and {recipe.weak_batch} x {recipe.accumulation} of the weak corpus"
+    return text + (f", over {processes} processes" if processes > 1 else "")
+
+
+def _augmentation_line(recipe: Recipe) -> str:
+    record = recipe.augmentation
+    plain = type(record)()
+    chosen = {
+        name: getattr(record, name)
+        for name in record.__dataclass_fields__
+        if getattr(record, name) != getattr(plain, name)
+    }
+    return ", ".join(f"{name} {value}" for name, value in chosen.items()) or "none"
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"

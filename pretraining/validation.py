@@ -1,0 +1,177 @@
+"""What decides during training: PSDS1 of a model's frames, or mAP of its clip scores.
+
+PSDS1 is PretrainedSED's (Schmid et al., arXiv 2409.09546): a median of 9 frames on what the head
+emits, the classes that both corpora have, clips without any event of theirs dropped; the mean over
+classes without the penalty for unequal classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.metrics import PSDS1, StreamedPSDS, frame_map
+from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed.events import GRID
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.training.stream import frames_of
+from pretraining.clips import broken_line, decode, window
+from pretraining.corpus import Corpus, Record
+
+MEDIAN_FRAMES = 9
+_CLIPS_AT_ONCE = {"cpu": 8, "cuda": 64}
+
+Triple = tuple[float, float, str]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The classes that a model and a corpus share: names, and where each has them."""
+
+    labels: tuple[str, ...]
+    of_model: np.ndarray
+    of_corpus: np.ndarray
+
+
+def shared_classes(model_labels: tuple[str, ...], corpus: Corpus) -> Shared:
+    """Classes of both, in the model's order. Raises `ValueError` where there are none."""
+    place = {label: number for number, label in enumerate(corpus.labels)}
+    pairs = [(i, place[label]) for i, label in enumerate(model_labels) if label in place]
+    if not pairs:
+        raise ValueError(
+            f"{corpus.folder} has none of the {len(model_labels)} classes that are learned "
+            f"({', '.join(model_labels[:3])}, ...)"
+        )
+    of_model, of_corpus = (np.array(numbers) for numbers in zip(*pairs, strict=True))
+    return Shared(tuple(model_labels[i] for i in of_model), of_model, of_corpus)
+
+
+def psds1(model: SEDModel, corpus: Corpus) -> float:
+    """PSDS1 of a model's frame scores, the mean over the shared classes that have events.
+
+    Raises `ValueError` for a corpus without events or without shared classes.
+    """
+    assert model.labels is not None
+    if not corpus.has_events:
+        raise ValueError(f"{corpus.folder} has clips without events: PSDS1 needs a strong corpus")
+    shared = shared_classes(model.labels, corpus)
+    place = dict(zip(shared.of_corpus.tolist(), shared.labels, strict=True))
+    reference: dict[str, list[Triple]] = {}
+    numbers = []
+    for number in range(len(corpus)):
+        name, events, _ = corpus.index.row(number)
+        known = [(a, b, place[c]) for a, b, c in events or () if c in place]
+        if known:
+            reference[name] = known
+            numbers.append(number)
+    if not numbers:
+        raise ValueError(f"{corpus.folder}: no clip has an event of the shared classes")
+    durations = dict.fromkeys(reference, GRID.window_samples / GRID.sample_rate)
+    stream = StreamedPSDS(GRID.hop_s, shared.labels, _inside(reference), durations, **PSDS1)
+    seen = set()
+    for names, audio in _batches(model, corpus, numbers):
+        values = median(model.head(_frames(model, audio)).float()).cpu().numpy()
+        for name, one in zip(names, values, strict=True):
+            stream.add(name, one[:, shared.of_model])
+            seen.add(name)
+    for name in reference.keys() - seen:
+        stream.skip(name)
+    return float(stream.result().macro)
+
+
+def mean_ap(model: SEDModel, corpus: Corpus) -> float:
+    """Mean average precision of clip scores over the shared classes that have clips."""
+    assert model.labels is not None
+    shared = shared_classes(model.labels, corpus)
+    scores, targets = [], []
+    numbers = {name: number for number, name in enumerate(corpus.names)}
+    for names, audio in _batches(model, corpus, range(len(corpus))):
+        values = clip_scores(model, audio).cpu().numpy()
+        for name, one in zip(names, values, strict=True):
+            present = np.zeros(len(corpus.labels), np.uint8)
+            present[list(corpus.index.row(numbers[name]).weak)] = 1
+            scores.append(one[shared.of_model])
+            targets.append(present[shared.of_corpus])
+    rows = {"clips": np.stack(scores)}, {"clips": np.stack(targets)}
+    value = float(frame_map(*rows, shared.labels).macro)
+    return -math.inf if math.isnan(value) else value
+
+
+def clip_scores(model: SEDModel, audio: Tensor) -> Tensor:
+    """Audio (batch, 160000) -> what the head's clip part gives (batch, classes), float32."""
+    spec = model.frontend(audio)
+    if model.head.pools == "tokens":
+        return model.head.clip(model.backbone(spec)).float()
+    return model.head.clip(frames_of(model, spec)).float()
+
+
+def median(values: Tensor, n_frames: int = MEDIAN_FRAMES) -> Tensor:
+    """Median over an odd number of frames (batch, frames, classes), mirrored at both ends."""
+    side = n_frames // 2
+    ends = values[:, :side].flip(1), values[:, -side:].flip(1)
+    padded = torch.cat([ends[0], values, ends[1]], dim=1)
+    return padded.unfold(1, n_frames, 1).median(dim=-1).values
+
+
+def _frames(model: SEDModel, audio: Tensor) -> Tensor:
+    return frames_of(model, model.frontend(audio))
+
+
+def _inside(reference: Mapping[str, Sequence[Triple]]) -> dict[str, list[Triple]]:
+    """Events as they are heard in the first 10 s, those of a class that overlap or touch united."""
+    end = GRID.window_samples / GRID.sample_rate
+    out: dict[str, list[Triple]] = {}
+    for name, events in reference.items():
+        united: dict[str, list[tuple[float, float]]] = {}
+        for onset_s, offset_s, label in sorted(events):
+            if onset_s >= end:
+                continue
+            spans = united.setdefault(label, [])
+            if spans and onset_s <= spans[-1][1]:
+                onset_s, before = spans.pop()
+                offset_s = max(before, offset_s)
+            spans.append((onset_s, min(offset_s, end)))
+        out[name] = [(a, b, label) for label, spans in united.items() for a, b in spans]
+    return out
+
+
+def _batches(
+    model: SEDModel, corpus: Corpus, numbers: Sequence[int]
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and the first 10 s (batch, 160000) on the model's device; broken clips are left out."""
+    size = model.options.batch_size or _CLIPS_AT_ONCE.get(model.device.type, 8)
+    parts = [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
+    broken: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as reader:  # reads while the model computes
+        reading = [reader.submit(_read, corpus, part) for part in parts[:2]]
+        for number in range(len(parts)):
+            rows = reading.pop(0).result()
+            if number + 2 < len(parts):
+                reading.append(reader.submit(_read, corpus, parts[number + 2]))
+            broken |= {name: str(audio) for name, audio in rows if isinstance(audio, AudioError)}
+            good = [(name, audio) for name, audio in rows if not isinstance(audio, AudioError)]
+            if good:
+                audio = torch.from_numpy(np.stack([audio for _, audio in good]))
+                yield [name for name, _ in good], audio.to(model.device)
+    if len(broken) == len(numbers):
+        raise ValueError(f"{corpus.folder}: {broken_line(broken)}")
+    if broken:
+        warnings.warn(f"{corpus.folder}: {broken_line(broken)}; they are left out", stacklevel=2)
+
+
+def _read(corpus: Corpus, numbers: list[int]) -> list[tuple[str, np.ndarray | AudioError]]:
+    return [(record.name, _decoded(record)) for record in map(corpus.__getitem__, numbers)]
+
+
+def _decoded(record: Record) -> np.ndarray | AudioError:
+    try:
+        return window(decode(record.audio), 0)
+    except AudioError as error:
+        return error
