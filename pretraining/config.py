@@ -11,6 +11,7 @@ from typing import Any
 from hear_pretrainedsed.registry import SEQUENCE_MODELS, STAGES, unknown
 from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.plan import Plan
+from pretraining.objectives import OBJECTIVES
 from pretraining.sampling import WEIGHTS
 
 HEADS = ("linear", "multihead")
@@ -100,6 +101,8 @@ class Recipe:
         _check_one_of("head", self.head, HEADS)
         _check_one_of("sampling", self.sampling, ("uniform", *WEIGHTS))
         _check_one_of("weak_sampling", self.weak_sampling, ("uniform", *WEIGHTS))
+        _check_one_of("objective", self.objective, OBJECTIVES)
+        _check_one_of("weak_objective", self.weak_objective, OBJECTIVES)
         if self.pseudo is not None:
             _check_one_of("pseudo", self.pseudo, PSEUDO)
         for name in ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips"):

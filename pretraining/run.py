@@ -26,6 +26,7 @@ from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.records import known_sha256
 from hear_pretrainedsed.registry import get_checkpoint
+from hear_pretrainedsed.training.chance import generator_for
 from hear_pretrainedsed.training.fit import Fitted, fit
 from hear_pretrainedsed.training.learner import KEPT
 from hear_pretrainedsed.training.plan import Place, Plan
@@ -34,7 +35,7 @@ from pretraining.build import start_model
 from pretraining.clips import Clips
 from pretraining.config import Recipe
 from pretraining.corpus import Corpus, open_corpus
-from pretraining.objectives import objective
+from pretraining.objectives import objective, with_edges, without_edges
 from pretraining.pseudo_labels import PseudoLabels
 from pretraining.sampling import ClipOrder, weights_of
 from pretraining.validation import mean_ap, psds1
@@ -140,7 +141,11 @@ class Run:
     def streams(self) -> list[Stream]:
         """One of the corpus, and one of the weak corpus if there is one."""
         recipe = self.recipe
-        loss = objective(recipe.objective, distillation_weight=recipe.distillation_weight)
+        loss = objective(
+            recipe.objective,
+            distillation_weight=recipe.distillation_weight,
+            onset_weight=recipe.onset_weight,
+        )
         streams = [
             Stream(self.order, recipe.augmentation, loss, recipe.strong_weight, self.teacher)
         ]
@@ -148,7 +153,7 @@ class Run:
             clips = Clips(self.weak_corpus)
             pieces, rule = recipe.weak_pieces, recipe.weak_sampling
             order = _order(clips, recipe, pieces, rule, self.seed)
-            loss = objective(recipe.weak_objective, distillation_weight=1.0)
+            loss = objective(recipe.weak_objective)
             streams.append(
                 Stream(order, recipe.weak_augmentation, loss, recipe.weak_weight, self.teacher)
             )
@@ -163,13 +168,16 @@ class Run:
     def start(self) -> SEDModel:
         """The model that it begins with."""
         sources = self.sources
-        return start_model(
+        model = start_model(
             self.recipe,
             self.corpus.labels,
             self.seed,
             checkpoint=sources.checkpoint,
             backbone=sources.backbone,
         )
+        if self.recipe.onset_weight is None:
+            return model
+        return with_edges(model, generator_for(self.seed, "edges"))
 
     def config(self, model: SEDModel) -> dict[str, Any]:
         """All that the numbers depend on beside plan and augmentation."""
@@ -261,8 +269,6 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
     if job.recipe.sequence_model is not None or job.sources.backbone is not None:
         model.provenance["checkpoint"] = None  # no checkpoint has this network
     model.provenance["origin"] = origin
-    path = job.out / MODEL
-    save_weights(_whole(model), path)
     for kept in sorted((folder / KEPT).glob("step-*.pt")):
         one = copy.deepcopy(model)
         one.load_state_dict(torch.load(kept, weights_only=True))
@@ -270,17 +276,20 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
         one.provenance["origin"] = {**origin, "step": step}
         (job.out / EPOCHS).mkdir(exist_ok=True)
         save_weights(_whole(one), job.out / EPOCHS / f"{kept.stem}.safetensors")
+    path = job.out / MODEL
+    save_weights(_whole(model), path)
     with whole_file(job.out / CARD) as file:
         file.write(json.dumps(origin, indent=1).encode() + b"\n")
-    return Made(_whole(model), fitted, path)
+    return Made(model, fitted, path)
 
 
 def _whole(model: SEDModel) -> SEDModel:
-    """A model with a frame head where only the clip's was trained.
+    """A model as it is used: without what helped to train it, with a frame head in any case.
 
-    That one is a linear map of the mean frame, which is the mean of the map of each frame: the
+    Where only the clip's was trained, that one is a linear map of the mean frame, which is the mean of the map of each frame: the
     same weights give frame logits whose mean is the clip's.
     """
+    without_edges(model)
     head = model.head
     if isinstance(head, LinearHead) and head.strong is None and head.weak is not None:
         head.strong = copy.deepcopy(head.weak)

@@ -1,0 +1,57 @@
+"""Every recipe, from a corpus to a checkpoint that the rest of the project takes in."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hear_pretrainedsed.api import load_model
+from hear_pretrainedsed.training.curve import read_curve
+from pretraining.corpus import Corpus
+from pretraining.presets import PRESETS
+from pretraining.run import Run, run
+from tests.pretraining.small_corpus import LABELS, small_corpus
+from tests.pretraining.tiny_runs import add_teacher, add_tiny, shrunken, state, tiny_run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("corpus"), 5)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch, few_threads: None) -> None:
+    add_tiny(monkeypatch)
+    torch.set_num_threads(1)
+
+
+def families() -> dict[str, str]:
+    """Presets by what is left of them when they are shrunken: one name of each kind."""
+    found: dict[str, str] = {}
+    for name, recipe in PRESETS.items():
+        told = dict.fromkeys(("name", "reproduces", "published"), "")
+        kind = replace(shrunken(recipe), **told, lr=1.0, backbone_lr=1.0)
+        found.setdefault(repr(kind), name)
+    return found
+
+
+@pytest.mark.parametrize("name", families().values())
+def test_every_recipe_makes_a_checkpoint(name, corpus, tmp_path, monkeypatch) -> None:
+    recipe = shrunken(PRESETS[name])
+    teacher = add_teacher(tmp_path, monkeypatch) if recipe.pseudo == "teacher" else None
+    job = tiny_run(recipe, corpus, tmp_path / "out", teacher=teacher)
+    before = state(job.start())
+    made = run(job)
+    assert made is not None and math.isfinite(made.fitted.valid_score)
+    after = state(made.model)
+    moved = [k for k in before if k in after and not torch.equal(before[k], after[k])]
+    assert {k.split(".")[0] for k in moved} >= {"backbone", "head"}
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["recipe"] == name and card["data"]["corpus"]["sha256"] == corpus.sha256
+    steps = [int(row["step"]) for row in read_curve(tmp_path / "out/run/log/metrics.csv")]
+    assert sorted(set(steps)) == list(range(1, made.fitted.n_steps + 1))
