@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": ("downstream.compare", "compare"),
     "finetune": ("downstream.finetune_command", "finetune"),
     "pretrain": ("pretraining.command", "pretrain"),
+    "corpus": ("pretraining.corpus_command", "corpus"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")

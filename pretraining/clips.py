@@ -141,7 +141,8 @@ class Clips(Dataset):
         place = torch.rand((), generator=generator_for(seed, "spare", attempt), dtype=torch.float64)
         if self.weights is None:
             return int(place * len(self.corpus))
-        return int(np.searchsorted(self._heights, place.item() * self._heights[-1], side="right"))
+        height = place.item() * self._heights[-1]
+        return min(int(np.searchsorted(self._heights, height, "right")), len(self.corpus) - 1)
 
     @cached_property
     def _heights(self) -> np.ndarray:

@@ -6,7 +6,7 @@ A corpus is one folder:
   with `dataset_info.json` and `features.json`. A record holds a clip's name, its audio as it came
   (wav, flac, ogg, mp3 bytes), its events and its clip labels. TensorFlow is not needed to read it.
 - `index.npz`: names, events, clip labels and durations of all clips, so that sampling weights need
-  no audio.
+  no audio. Times are exact here; the format of the records has 32 bits for them.
 - `manifest.json`: counts, hours, seconds by class, what was missing, sources, sha256 of each shard.
 """
 

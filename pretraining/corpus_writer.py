@@ -243,7 +243,7 @@ def _readable(clips: Listing, note: Note) -> Iterator[tuple[int, Labelled, bytes
 
 
 def _features() -> Any:
-    """What a record holds, for tensorflow-datasets."""
+    """What a record holds, for tensorflow-datasets; floats of a record have 32 bits."""
     import tensorflow_datasets as tfds
 
     def column(dtype: Any) -> Any:
@@ -254,8 +254,8 @@ def _features() -> Any:
             "name": tfds.features.Text(),
             "audio": tfds.features.Tensor(shape=(), dtype=np.object_),
             "has_events": tfds.features.Scalar(np.bool_),
-            "onset_s": column(np.float64),
-            "offset_s": column(np.float64),
+            "onset_s": column(np.float32),
+            "offset_s": column(np.float32),
             "event_class": column(np.int32),
             "weak_class": column(np.int32),
         }
@@ -268,8 +268,8 @@ def _example(row: Labelled, audio: bytes) -> dict[str, Any]:
         "name": row.name,
         "audio": audio,
         "has_events": row.events is not None,
-        "onset_s": np.array(onset_s, np.float64),
-        "offset_s": np.array(offset_s, np.float64),
+        "onset_s": np.array(onset_s, np.float32),
+        "offset_s": np.array(offset_s, np.float32),
         "event_class": np.array(classes, np.int32),
         "weak_class": np.array(row.weak, np.int32),
     }

@@ -165,7 +165,8 @@ class ClipOrder:
         if self.replacement:
             heights = weights.cumsum(0)
             places = torch.rand(self.n_pieces, generator=generator, dtype=torch.float64)
-            return torch.searchsorted(heights, places * heights[-1], right=True).numpy()
+            found = torch.searchsorted(heights, places * heights[-1], right=True)
+            return found.clamp(max=int(weights.nonzero()[-1])).numpy()  # a place may round up to 1
         # The first n of a race of exponential clocks are n draws without replacement (Efraimidis
         # and Spirakis 2006), all computed at once.
         times = torch.empty_like(weights).exponential_(generator=generator) / weights

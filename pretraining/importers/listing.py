@@ -130,14 +130,15 @@ def audio_below(folders: Iterable[Path]) -> dict[str, str]:
                 found[stem] = os.path.join(parent, name)
     if twice:
         places = ", ".join(str(folder) for folder in folders)
-        raise CorpusError(f"{places}: {first_few(twice, 'name')} those of several files")
+        raise CorpusError(f"{places}: {first_few(twice, 'name')} shared by several files")
     return found
 
 
 def read_file(path: str) -> bytes:
-    """A file's bytes. Raises `AudioError` for one that is cut short, as far as that can be seen."""
+    """A file's bytes. Raises `OSError`, and `AudioError` for one that is seen to be cut short."""
+    data = Path(path).read_bytes()
     read_part(path, 0, 1)
-    return Path(path).read_bytes()
+    return data
 
 
 def require(request: Request, importer: str, needs: Sequence[str], takes: Sequence[str]) -> None:
