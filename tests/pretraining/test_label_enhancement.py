@@ -145,8 +145,7 @@ def test_psla_s_file(small: tuple[Path, Vocabulary, Ontology]) -> None:
         folder / "out.json",
         ["two", "one"],
         SCORES,
-        vocabulary,
-        ontology,
+        *small[1:],
         "none",
     )
     assert done == Enhanced(n_clips=3, n_without_scores=1, n_added=4)
