@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": ("downstream.finetune_command", "finetune"),
     "pretrain": ("pretraining.command", "pretrain"),
     "corpus": ("pretraining.corpus_command", "corpus"),
+    "pseudo-labels": ("pretraining.pseudo_labels_command", "pseudo_labels"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")
