@@ -58,6 +58,7 @@ bench: env-hear
 	@$(PY) -m benchmarks.metrics
 	@$(PY) -m benchmarks.export
 	@$(PY) -m benchmarks.hear_protocol --bf16
+	@$(PY) -m benchmarks.data_path
 
 hear: env-hear
 	@$(PY) tools/hear.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(TASKS),--tasks $(TASKS)) $(HEAR_ARGS)

@@ -18,6 +18,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Corpus:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_source": None}
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Class names; events and clip labels are indices of them."""
         return tuple(self.manifest["labels"])
@@ -84,7 +85,7 @@ class Corpus:
         """Digest of names, audio, events and labels, whatever the number of shards."""
         return self.manifest["sha256"]
 
-    @property
+    @cached_property
     def has_events(self) -> bool:
         """Whether the events of every clip are known."""
         return bool(self.index.is_strong.all())

@@ -29,6 +29,9 @@ Classes = Annotated[
         "importer's own."
     ),
 ]
+Licence = Annotated[
+    str | None, typer.Option(help="Of the audio; the cards of what is trained on it state it.")
+]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that write; 0: this one.")]
 
 
@@ -40,18 +43,22 @@ def corpus(
     strong: Strong = None,
     weak: Weak = None,
     classes: Classes = None,
-    workers: Workers = 0,
+    workers: Licence = Annotated[
+    str | None, typer.Option(help="Of the audio; the cards of what is trained on it state it.")
+]
+Workers = 0,
 ) -> None:
     """Make, check or describe a corpus to pre-train on (docs/corpora.md)."""
     if action not in ACTIONS:
         raise ValueError(unknown("action", action, ACTIONS))
     request = Request(tuple(audio or ()), tuple(strong or ()), tuple(weak or ()), classes)
-    if action != "build" and request != Request():
+    if action != "build" and (request != Request() or licence is not None):
         raise ValueError(f"corpus {action} takes a folder only: the other options are of `build`")
     if action == "build":
         with _bar("shards") as progress:
             listing = list_clips(importer, request)
-            write_corpus(listing, folder, n_workers=workers, progress=progress)
+            options = {"n_workers": workers, "licence": licence, "progress": progress}
+            write_corpus(listing, folder, **options)
     if action == "check":
         with _bar("files") as progress:
             problems = check_corpus(folder, progress)
@@ -76,6 +83,7 @@ def description(corpus: Corpus) -> str:
         _some("broken", [f"{name} ({why})" for name, why in manifest["broken"].items()]),
         f"from: {', '.join(source['file'] for source in manifest['sources'])} "
         f"({manifest['importer']})",
+        f"licence: {manifest.get('licence', 'not stated')}",
         f"sha256: {corpus.sha256}",
     ]
     return "\n".join(lines)

@@ -71,12 +71,14 @@ def write_corpus(
     *,
     n_workers: int = 0,
     shard_clips: int = SHARD_CLIPS,
+    licence: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the corpus of a listing to the folder `out`; returns it.
 
-    n_workers: processes that write shards, 0: this one. An import that was interrupted goes on
-    with the shards that are not there yet. Clips that cannot be read or are no audio are left out
+    n_workers: processes that write shards, 0: this one. licence: of the audio, in words, for the
+    cards of what is trained on it. An import that was interrupted goes on with the shards that are
+    not there yet. Clips that cannot be read or are no audio are left out
     and named in the manifest.
 
     Raises `CorpusError` where `out` is there already, where `OUT.part` is of other clips or labels,
@@ -89,7 +91,7 @@ def write_corpus(
     with _disk_errors(out):
         _begin(part, listing, shard_clips)
         notes = _shards(listing, part, n_workers, shard_clips, progress or (lambda done, all: None))
-        _finish(listing, part, notes, shard_clips)
+        _finish(listing, part, notes, shard_clips, licence)
         os.replace(part, out)
     shutil.rmtree(out / _NOTES)
     return out
@@ -280,7 +282,9 @@ def _digest(row: Labelled, audio: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(audio).digest() + labels).hexdigest()
 
 
-def _finish(listing: Listing, part: Path, notes: Sequence[Note], shard_clips: int) -> None:
+def _finish(
+    listing: Listing, part: Path, notes: Sequence[Note], shard_clips: int, licence: str | None
+) -> None:
     """Write index, tensorflow-datasets' metadata and manifest."""
     kept = [i * shard_clips + n for i, note in enumerate(notes) for n in note.numbers]
     if not kept:
@@ -292,7 +296,9 @@ def _finish(listing: Listing, part: Path, notes: Sequence[Note], shard_clips: in
     with whole_file(part / INDEX) as file:
         np.savez(file, **index.arrays())
     _write_metadata(part, notes)
-    _write_json(part / MANIFEST, _manifest(listing, part, notes, index), indent=1)
+    manifest = _manifest(listing, part, notes, index)
+    stated = {} if licence is None else {"licence": licence}
+    _write_json(part / MANIFEST, {**manifest, **stated}, indent=1)
 
 
 def _write_metadata(part: Path, notes: Sequence[Note]) -> None:

@@ -27,10 +27,11 @@ def test_a_corpus_is_made_checked_and_described(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "corpus"
-    code, out, err = run(capsys, "build", folder, *build_options(tmp_path))
+    options = [*build_options(tmp_path), "--licence", "CC0"]
+    code, out, err = run(capsys, "build", folder, *options)
     assert (code, err) == (0, "")
     assert f"{folder}: 5 clips, 0.00 hours" in out and "events: 5 in 5 clips" in out
-    assert "missing: 0\nbroken: 0\nfrom: strong.tsv (folder)" in out
+    assert "missing: 0\nbroken: 0\nfrom: strong.tsv (folder)\nlicence: CC0\n" in out
     assert run(capsys, "check", folder)[:2] == (0, out)
     assert run(capsys, "describe", folder)[:2] == (0, out)
     shard = next(folder.glob("*array_record*"))
