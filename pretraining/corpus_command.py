@@ -43,10 +43,8 @@ def corpus(
     strong: Strong = None,
     weak: Weak = None,
     classes: Classes = None,
-    workers: Licence = Annotated[
-    str | None, typer.Option(help="Of the audio; the cards of what is trained on it state it.")
-]
-Workers = 0,
+    licence: Licence = None,
+    workers: Workers = 0,
 ) -> None:
     """Make, check or describe a corpus to pre-train on (docs/corpora.md)."""
     if action not in ACTIONS:
