@@ -46,7 +46,7 @@ class Recipe:
 
     The steps: see `training.plan.Plan`. n_epochs, valid_every_epochs, halve_from_epoch,
     halve_every_epochs: in epochs; n_warmup_steps: a number of steps, or, if None, `warmup_share` of
-    all. layer_decay: from block to block. keep_from_epoch: weights of every validation from here on
+    all. keep_from_epoch: weights of every validation from here on
     are kept for averaging and ensembles; None: of none.
     """
 
@@ -89,6 +89,7 @@ class Recipe:
     weight_decay: float = 0.0
     vector_decay: float = 0.0
     layer_decay: float = 1.0
+    decay_last: bool = True
     schedule: str = "cosine"
     halve_from_epoch: int | None = None
     halve_every_epochs: int | None = None
@@ -105,7 +106,8 @@ class Recipe:
         _check_one_of("weak_objective", self.weak_objective, OBJECTIVES)
         if self.pseudo is not None:
             _check_one_of("pseudo", self.pseudo, PSEUDO)
-        for name in ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips"):
+        counts = ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips")
+        for name in (*counts, "n_layers", "weak_batch", "keep_from_epoch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
@@ -158,6 +160,7 @@ class Recipe:
             weight_decay=self.weight_decay,
             vector_decay=self.vector_decay,
             layer_decay=self.layer_decay,
+            decay_last=self.decay_last,
             optimizer=self.optimizer,
             betas=self.betas,
             gradient_clip=self.gradient_clip,

@@ -112,6 +112,7 @@ _FMN = replace(
     augmentation=replace(_MILD, frame_shift=0.125, mixup_larger_share=False),
     n_warmup_steps=_SCRIPT_WARMUP,
     layer_decay=0.9,
+    decay_last=False,
 )
 
 

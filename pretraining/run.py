@@ -36,7 +36,6 @@ from pretraining.clips import Clips
 from pretraining.config import Recipe
 from pretraining.corpus import Corpus, open_corpus
 from pretraining.objectives import objective, with_edges, without_edges
-from pretraining.pseudo_labels import PseudoLabels
 from pretraining.sampling import ClipOrder, weights_of
 from pretraining.validation import mean_ap, psds1
 
@@ -133,7 +132,12 @@ class Run:
         """The main corpus' clips."""
         recipe = self.recipe
         file = self.sources.pseudo_labels
-        pseudo = None if file is None else PseudoLabels(file)
+        pseudo = None
+        if file is not None:
+            from pretraining.pseudo_labels import PseudoLabels  # needs h5py
+
+            pseudo = PseudoLabels(file)
+            pseudo.check(self.corpus)
         clips = Clips(self.corpus, pseudo)
         return _order(clips, recipe, recipe.batch_pieces, recipe.sampling, self.seed)
 
@@ -286,8 +290,8 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
 def _whole(model: SEDModel) -> SEDModel:
     """A model as it is used: without what helped to train it, with a frame head in any case.
 
-    Where only the clip's was trained, that one is a linear map of the mean frame, which is the mean of the map of each frame: the
-    same weights give frame logits whose mean is the clip's.
+    Where only the clip's was trained, that one is a linear map of the mean frame, which is the mean
+    of the map of each frame: the same weights give frame logits whose mean is the clip's.
     """
     without_edges(model)
     head = model.head
@@ -325,7 +329,8 @@ def _parents(job: Run, model: SEDModel) -> list[dict[str, Any]]:
         parents.append({"role": "teacher", **_named(job.teacher)})
     if job.sources.pseudo_labels is not None:
         sha256 = _sha256(job.sources.pseudo_labels)
-        parents.append({"role": "pseudo labels", "sha256": sha256})
+        origin = job.order.clips.pseudo.origin
+        parents.append({"role": "pseudo labels", "sha256": sha256, "origin": origin})
     return parents
 
 

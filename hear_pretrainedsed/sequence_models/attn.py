@@ -10,11 +10,11 @@ N_LAYERS, N_HEADS = 2, 8
 
 
 class AttnLayers(nn.Module):
-    """x += attention(x), twice."""
+    """x += attention(x), `n_layers` times."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, n_layers: int = N_LAYERS) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(GatedAttention("attn", dim, N_HEADS) for _ in range(N_LAYERS))
+        self.layers = nn.ModuleList(GatedAttention("attn", dim, N_HEADS) for _ in range(n_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, dim) -> the same."""
@@ -24,10 +24,10 @@ class AttnLayers(nn.Module):
 
 
 class Attn(SequenceModel):
-    """Linear projection and two layers of attention; no feed-forward part, no final norm."""
+    """Linear projection, two layers of attention unless told; no feed-forward part or last norm."""
 
-    def __init__(self, inputs: int, dim: int) -> None:
-        layers = AttnLayers(dim)
+    def __init__(self, inputs: int, dim: int, n_layers: int = N_LAYERS) -> None:
+        layers = AttnLayers(dim, n_layers)
         super().__init__(nn.Linear(inputs, dim), layers)
         self.out_dim = dim
         init_linears(self)

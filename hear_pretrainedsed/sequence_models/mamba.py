@@ -108,12 +108,12 @@ class Mamba2(nn.Module):
 
 
 class MambaLayers(nn.Module):
-    """x += norm(mixer(x)), twice."""
+    """x += norm(mixer(x)), `n_layers` times."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, n_layers: int = N_LAYERS) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(Mamba2(dim), nn.LayerNorm(dim)) for _ in range(N_LAYERS)
+            nn.Sequential(Mamba2(dim), nn.LayerNorm(dim)) for _ in range(n_layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ class MambaLayers(nn.Module):
 
 
 class Mamba(SequenceModel):
-    """Linear projection, LayerNorm and two Mamba2 layers."""
+    """Linear projection, LayerNorm and Mamba2 layers, two unless told."""
 
-    def __init__(self, inputs: int, dim: int) -> None:
+    def __init__(self, inputs: int, dim: int, n_layers: int = N_LAYERS) -> None:
         head_size("mamba", dim, 1)
-        super().__init__(nn.Linear(inputs, dim), nn.LayerNorm(dim), MambaLayers(dim))
+        super().__init__(nn.Linear(inputs, dim), nn.LayerNorm(dim), MambaLayers(dim, n_layers))
         self.out_dim = dim

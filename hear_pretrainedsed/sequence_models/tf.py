@@ -34,14 +34,14 @@ class FeedForward(nn.Module):
 
 
 class TfLayers(nn.Module):
-    """x += attention(x); x += feed_forward(x), twice; RMSNorm."""
+    """x += attention(x); x += feed_forward(x), `n_layers` times; RMSNorm."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, n_layers: int = N_LAYERS) -> None:
         super().__init__()
         n_heads = 8 if dim >= 128 else 4
         self.layers = nn.ModuleList(
             nn.ModuleList([GatedAttention("tf", dim, n_heads, DROPOUT), FeedForward(dim)])
-            for _ in range(N_LAYERS)
+            for _ in range(n_layers)
         )
         self.norm = RMSNorm(dim)
 
@@ -56,8 +56,8 @@ class TfLayers(nn.Module):
 class Tf(SequenceModel):
     """Linear projection and a transformer: 8 heads, 4 below a width of 128."""
 
-    def __init__(self, inputs: int, dim: int) -> None:
-        layers = TfLayers(dim)
+    def __init__(self, inputs: int, dim: int, n_layers: int = N_LAYERS) -> None:
+        layers = TfLayers(dim, n_layers)
         super().__init__(nn.Linear(inputs, dim), layers)
         self.out_dim = dim
         init_linears(self)

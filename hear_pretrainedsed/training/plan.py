@@ -12,8 +12,8 @@ from hear_pretrainedsed.registry import unknown
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """Adam adds weight decay to the gradient, AdamW takes it off the weights."""
-SCHEDULES = ("cosine", "steps")
-"""See `schedule.warmup_cosine` and PSLA's `schedule.warmup_halving`."""
+SCHEDULES = ("cosine", "linear", "steps")
+"""After the warm-up: `schedule.warmup_cosine`, `warmup_linear`, and PSLA's `warmup_halving`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Plan:
 
     n_steps, n_warmup_steps: of the optimiser. batch_pieces: 10 s pieces a step, of each stream.
     schedule: of the lr, a name of `SCHEDULES`. halve_from_step, halve_every_steps: of "steps".
-    lr, backbone_lr, sequence_lr, weight_decay, vector_decay, layer_decay: as in `param_groups`.
+    lr, backbone_lr, sequence_lr, weight_decay, vector_decay, layer_decay, decay_last: as in
+        `param_groups`.
     optimizer: a name of `OPTIMIZERS`. betas: its decay rates of the two moments. gradient_clip:
         the largest norm of the whole gradient; None: any.
     balanced: as in `pieces.Order`.
@@ -41,6 +42,7 @@ class Plan:
     lr: float
     weight_decay: float
     layer_decay: float = 1.0
+    decay_last: bool = True
     vector_decay: float = 0.0
     backbone_lr: float | None = None
     sequence_lr: float | None = None
@@ -68,6 +70,8 @@ class Plan:
             raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
         if self.schedule not in SCHEDULES:
             raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
+        if self.schedule == "steps" and None in (self.halve_from_step, self.halve_every_steps):
+            raise ValueError("the schedule steps needs halve_from_step and halve_every_steps")
 
 
 @dataclass(frozen=True)

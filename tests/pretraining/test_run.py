@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.training.curve import read_curve
 from pretraining.corpus import Corpus
 from pretraining.presets import PRESETS
-from pretraining.run import Run, run
-from tests.pretraining.small_corpus import LABELS, small_corpus
-from tests.pretraining.tiny_runs import add_teacher, add_tiny, shrunken, state, tiny_run
+from pretraining.run import run
+from tests.pretraining.small_corpus import small_corpus
+from tests.pretraining.tiny_runs import add_teacher, shrunken, state, tiny, tiny_run  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return small_corpus(tmp_path_factory.mktemp("corpus"), 5)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, few_threads: None) -> None:
-    add_tiny(monkeypatch)
-    torch.set_num_threads(1)
 
 
 def families() -> dict[str, str]:

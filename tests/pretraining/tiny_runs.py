@@ -32,14 +32,18 @@ class DrawnFrontend(TinyFrontend):
 class DrawnBackbone(TinyBackbone):
     """With 8 bands of each 40 ms."""
 
+    prefixes = ("model.",)
+
     @staticmethod
     def build_frontend() -> DrawnFrontend:
         return DrawnFrontend()
 
 
-def add_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backbone `tiny`, as others in the registry."""
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, few_threads: None) -> None:
+    """A backbone `tiny`, as others in the registry, and one thread: others wait for each other."""
     monkeypatch.setitem(BACKBONES, "tiny", DrawnBackbone)
+    torch.set_num_threads(1)
 
 
 def add_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -67,7 +71,7 @@ def write_pseudo(path: Path, corpus: Corpus, seed: int = 0) -> Path:
 
 def shrunken(recipe: Recipe) -> Recipe:
     """A recipe with narrow sequence models and batches of a few clips; all else stays."""
-    sequence = recipe.sequence_model and f"{sequence_of(recipe.sequence_model)[0]}-16"
+    sequence = recipe.sequence_model and f"{sequence_of(recipe.sequence_model)[0]}-32"
     return replace(
         recipe,
         start=None,

@@ -1,0 +1,193 @@
+"""Presets: the published settings, every number beside its name, every field read by something."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from hear_pretrainedsed.model import build_model
+from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
+from hear_pretrainedsed.training.optimizer import groups, schedule_of
+from hear_pretrainedsed.training.plan import Plan
+from pretraining.build import sequence_model
+from pretraining.config import Recipe, sequence_of, with_settings
+from pretraining.presets import PRESETS, get_preset
+
+FMN = [f"{fmn}+{s}" if s else fmn for fmn, numbers in EFFICIENTSED_PSDS1.items() for s in numbers]
+SLOW = {"fmn10+hybrid-256", "fmn10+gru-256", "fmn10+gru-512", "fmn10+gru-1024"} | {
+    "fmn06+gru-160",
+    "fmn20+gru-512",
+    "fmn30+gru-768",
+}
+BACKBONES = ("atst_f", "beats", "fpasst", "m2d", "asit")
+
+
+def test_every_preset_tells_what_it_reproduces_and_starts_from_what_there_is() -> None:
+    for name, recipe in PRESETS.items():
+        assert recipe.name == name and recipe.reproduces and recipe.published
+        assert recipe.start is None or recipe.start in CHECKPOINTS, name
+        assert recipe.teacher is None or CHECKPOINTS[recipe.teacher].labels
+        assert recipe.published == "none" or any(c in recipe.published for c in "0123456789:")
+
+
+@pytest.mark.parametrize("name", FMN)
+def test_fmn_students_are_the_published_ones(name: str) -> None:
+    recipe = PRESETS[f"fmn_student-{name}"]
+    checkpoint = CHECKPOINTS[f"{name.partition('+')[0]}.strong" + name[5:]]
+    assert recipe.published == f"PSDS1 {checkpoint.psds1}"
+    small = name[:5] in ("fmn04", "fmn06")
+    assert recipe.backbone_lr == (6e-3 if small else 3e-3)
+    assert recipe.lr == (8e-4 if name in SLOW else 3e-3) and recipe.sequence_lr is None
+    batches = {"fmn04": (128, 2), "fmn06": (128, 2), "fmn10": (64, 4)}
+    assert (recipe.batch, recipe.accumulation) == batches.get(name[:5], (32, 8))
+    wanted = checkpoint.sequence_model
+    assert (recipe.sequence_model and sequence_of(recipe.sequence_model)) == wanted
+    plan = recipe.plan(100_000)
+    assert (plan.n_steps, plan.n_warmup_steps, plan.optimizer) == (46_920, 20_000, "adam")
+    assert plan.valid_every_steps == 5 * 391
+
+
+def test_an_fmn_s_blocks_learn_as_published() -> None:
+    model = build_model("fmn04", head="linear", labels=("a", "b"))
+    lrs = {g["name"]: g["lr"] for g in groups(model, PRESETS["fmn_student-fmn04"].plan(100_000))}
+    assert lrs["block 16, matrices"] == 6e-3 and lrs["above the backbone, matrices"] == 3e-3
+    assert lrs["block 0, matrices"] == pytest.approx(6e-3 * 0.9**16)
+
+
+def test_online_distillation_is_the_published_sum() -> None:
+    """0.1 of the labels, 0.45 of the teacher on strong clips, 0.45 on weak ones."""
+    recipe = PRESETS["fmn_online"]
+    soft = recipe.strong_weight * recipe.distillation_weight
+    assert recipe.strong_weight - soft == pytest.approx(0.1)
+    assert (soft, recipe.weak_weight) == (pytest.approx(0.45), 0.45)
+    assert (recipe.weak_objective, recipe.teacher) == ("distillation", "beats.strong")
+    assert (recipe.batch_pieces, recipe.weak_pieces) == (256, 256)
+    assert recipe.plan(100_000).n_steps == 93_840
+    assert recipe.augmentation.mixup_beta == (0.3, 0.2)
+    assert recipe.weak_augmentation.mixup == 1.0
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_teachers_and_students(backbone: str) -> None:
+    teacher, student = (PRESETS[f"strong_{x}-{backbone}"] for x in ("teacher", "student"))
+    assert teacher.plan(100_000).n_steps == 30 * 391 and student.plan(100_000).n_steps == 120 * 391
+    assert (teacher.sequence_model, teacher.sampling) == ("gru-2048", "strong")
+    on = teacher.augmentation
+    assert all((on.freq_warp, on.filter_augment, on.mixstyle, on.mixup)) and on.wavmix is None
+    assert (student.distillation_weight, student.pseudo, student.sampling) == (
+        0.9,
+        "file",
+        "uniform",
+    )
+    on = student.augmentation
+    assert on.wavmix == 0.5 and on.mixup and not any((on.freq_warp, on.filter_augment, on.mixstyle))
+    assert teacher.start == student.start == f"{backbone}.weak"
+    assert student.published == f"PSDS1 {CHECKPOINTS[f'{backbone}.strong'].psds1}"
+    assert PRESETS[f"strong_student-{backbone}-script"].n_warmup_steps == 20_000
+    assert PRESETS[f"strong_student-no_step2-{backbone}"].start == f"{backbone}.ssl"
+
+
+def test_psla_s_schedules() -> None:
+    full = PRESETS["weak-psla-audioset"].plan(1_000 * 100)
+    factor = schedule_of(full)
+    assert full.n_steps == 30_000 and full.betas == (0.95, 0.999) and full.weight_decay == 5e-7
+    assert [factor(i) for i in (999, 2_000, 9_999, 10_000, 15_000)] == [0.95, 1, 1, 0.5, 0.25]
+    balanced, fsd50k = PRESETS["weak-psla-balanced"], PRESETS["weak-psla-fsd50k"]
+    assert (balanced.lr, balanced.n_epochs, balanced.halve_from_epoch) == (1e-3, 60, 35)
+    assert (fsd50k.lr, fsd50k.batch, fsd50k.n_classes, fsd50k.keep_from_epoch) == (
+        5e-4,
+        24,
+        200,
+        21,
+    )
+    assert balanced.sampling == "uniform" and fsd50k.sampling == full_sampling() == "psla"
+
+
+def full_sampling() -> str:
+    return PRESETS["weak-psla-audioset"].sampling
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("sequence-")])
+def test_the_grid_of_sequence_models_can_be_built(name: str) -> None:
+    recipe = PRESETS[name]
+    narrow = replace(recipe, sequence_model=f"{sequence_of(recipe.sequence_model)[0]}-64")
+    model = sequence_model(narrow, 16, 0)
+    layers = model.rnn.num_layers if hasattr(model, "rnn") else len(model[-1].layers)
+    assert layers == recipe.n_layers == int(name.split("-")[2].split("x")[0])
+
+
+def test_every_field_of_a_recipe_is_read() -> None:
+    folder = Path(__file__).resolve().parents[2] / "pretraining"
+    read = set()
+    for file in ("config.py", "build.py", "run.py", "plan_text.py", "command.py"):
+        for node in ast.walk(ast.parse((folder / file).read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                if name in ("recipe", "self"):
+                    read.add(node.attr)
+    assert {field.name for field in fields(Recipe)} <= read
+
+
+def test_every_field_of_a_plan_comes_from_the_recipe() -> None:
+    """Those that fine-tuning alone sets are left as they are."""
+    own = {field.name for field in fields(Plan)} & {field.name for field in fields(Recipe)}
+    values = {"lr": 0.5, "decay_last": False, "vector_decay": 0.25, "gradient_clip": 2.0}
+    recipe = replace(PRESETS["best"], **values)
+    plan = recipe.plan(1000)
+    assert all(getattr(plan, name) == getattr(recipe, name) for name in own - {"n_warmup_steps"})
+
+
+def test_steps_shrink_alike() -> None:
+    recipe = replace(PRESETS["strong_student"], batch=10, epoch_clips=1000, n_warmup_steps=600)
+    whole, less = recipe.plan(5000), recipe.plan(5000, max_steps=1200)
+    assert (whole.n_steps, whole.n_warmup_steps, whole.valid_every_steps) == (12_000, 600, 500)
+    assert (less.n_steps, less.n_warmup_steps, less.valid_every_steps) == (1200, 60, 50)
+    assert recipe.plan(5000, steps_scale=0.5).n_steps == 6000
+    assert recipe.plan(300).n_steps == 120 * 30  # an epoch is what there is
+    with pytest.raises(ValueError, match="steps_scale is 0; it has to be above 0"):
+        recipe.plan(10, steps_scale=0)
+
+
+def test_settings() -> None:
+    recipe = PRESETS["strong_student"]
+    given = ["lr=3e-4", "sequence_model=gru-64", "augmentation.mixup=0.7", "n_epochs=3"]
+    changed = with_settings(recipe, [*given, "augmentation.wavmix=None", "pseudo=None"])
+    assert (changed.lr, changed.sequence_model, changed.n_epochs) == (3e-4, "gru-64", 3)
+    assert (changed.augmentation.mixup, changed.augmentation.wavmix) == (0.7, None)
+    assert changed.pseudo is None and changed.batch == recipe.batch
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rate=1", "unknown field 'learning_rate'"),
+        ("n_epoch=1", "unknown field 'n_epoch'; did you mean 'n_epochs'"),
+        ("augmentation.mixupp=1", "did you mean 'augmentation.mixup'"),
+        ("lr.x=1", "unknown field 'lr.x'"),
+        ("lr", "wanted FIELD=VALUE"),
+        ("lr=fast", "lr is 'fast'; it was 0.0001"),
+        ("lr=None", "lr is None"),
+        ("n_epochs=0", "n_epochs is 0; it is at least 1"),
+        ("sampling=balance", "unknown sampling 'balance'"),
+        ("objective=strnog", "did you mean 'strong'"),
+        ("sequence_model=gruu-64", "unknown sequence model 'gruu'; did you mean 'gru'"),
+        ("sequence_model=gru", "unknown sequence model 'gru'|NAME-WIDTH"),
+        ("distillation_weight=2.0", "it is from 0 to 1"),
+        ("augmentation.mixup=2.0", "mixup is 2.0; it is above 0 and at most 1"),
+        ("schedule=cosin", "did you mean 'cosine'"),
+    ],
+)
+def test_wrong_settings_are_one_line(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        with_settings(PRESETS["strong_student"], [setting]).plan(10)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'strong_teacher-beats'") as error:
+        get_preset("strong_teacher-beat")
+    assert len(str(error.value)) < 300
