@@ -33,8 +33,9 @@ def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:
             command = getattr(import_module(module), function)
         except ModuleNotFoundError as error:
             if asked:
+                extra = module.partition(".")[0]
                 raise ValueError(
-                    f"{name} needs {error.name}: pip install 'hear-pretrainedsed[downstream]'"
+                    f"{name} needs {error.name}: pip install 'hear-pretrainedsed[{extra}]'"
                 ) from None
             continue
         app.command(name)(command)

@@ -85,7 +85,9 @@ def import_checkpoint(
     forget_sha256(copy)
     save_weights(model, copy)
     note = f"imported from {path.name} (sha256 {loaded.sha256[:12]}...)"
-    if origin:
+    if origin and origin.get("mode") == "pretrain":
+        note += f"; made by the recipe {origin.get('recipe')}"
+    elif origin:
         note += f"; {origin.get('checkpoint')} fine-tuned on {origin.get('task')}"
     checkpoint = replace(checkpoint, sha256=known_sha256(copy), note=note)
     _change({name: asdict(checkpoint)})
