@@ -33,6 +33,7 @@ List = Annotated[bool, Option("--list", help="Names, what they reproduce, publis
 Corpus = Annotated[Path | None, Option("--corpus", help="Folder, as `corpus` makes it.")]
 WeakCorpus = Annotated[Path | None, Option("--weak-corpus", help="Second one, of fmn_online.")]
 Valid = Annotated[Path | None, Option("--valid", help="Corpus to validate on.")]
+Evaluation = Annotated[Path | None, Option("--eval", help="Corpus for a weak run's results.")]
 Start = Annotated[str | None, Option("--checkpoint", "-c", help="Start; none: the preset's.")]
 Backbone = Annotated[str | None, Option("--backbone", help="Start at random weights instead.")]
 Out = Annotated[Path | None, Option("--out", "-o", help="Folder for model, card and logs.")]
@@ -61,6 +62,7 @@ def pretrain(
     corpus: Corpus = None,
     weak_corpus: WeakCorpus = None,
     valid: Valid = None,
+    evaluation: Evaluation = None,
     checkpoint: Start = None,
     backbone: Backbone = None,
     out: Out = None,
@@ -111,7 +113,9 @@ def pretrain(
         raise ValueError("give --out DIR for the model")
     from pretraining.run import Run, Sources
 
-    sources = Sources(corpus, weak_corpus, valid, checkpoint, backbone, pseudo_labels, teacher)
+    sources = Sources(
+        corpus, weak_corpus, valid, evaluation, checkpoint, backbone, pseudo_labels, teacher
+    )
     train(Run(recipe, sources, out, place, seed, **scale))
 
 

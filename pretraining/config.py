@@ -47,7 +47,7 @@ class Recipe:
     The steps: see `training.plan.Plan`. n_epochs, valid_every_epochs, halve_from_epoch,
     halve_every_epochs: in epochs; n_warmup_steps: a number of steps, or, if None, `warmup_share` of
     all. keep_from_epoch: weights of every validation from here on
-    are kept for averaging and ensembles; None: of none.
+    are kept, averaged, and make an ensemble; None: of none. average_first_twice: as PSLA's script.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Recipe:
     warmup_share: float = 0.0
     valid_every_epochs: int = 5
     keep_from_epoch: int | None = None
+    average_first_twice: bool = False
     optimizer: str = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     lr: float = 1e-4

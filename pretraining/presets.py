@@ -117,7 +117,7 @@ _FMN = replace(
 
 
 def _psla() -> list[Recipe]:
-    base = replace(_WEAK, head="multihead", objective="psla", start=None)
+    base = replace(_WEAK, head="multihead", objective="psla", average_first_twice=True)
     full = replace(
         base,
         name="weak-psla-audioset",

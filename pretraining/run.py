@@ -38,8 +38,10 @@ from pretraining.corpus import Corpus, open_corpus
 from pretraining.objectives import objective, with_edges, without_edges
 from pretraining.sampling import ClipOrder, weights_of
 from pretraining.validation import mean_ap, psds1
+from pretraining.weak_results import EVALUATION, VALIDATION
+from pretraining.weak_run import EPOCHS, summarise
 
-MODEL, CARD, EPOCHS = "model.safetensors", "card.json", "epochs"
+MODEL, CARD = "model.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Sources:
     corpus: Path
     weak_corpus: Path | None = None
     valid: Path | None = None
+    evaluation: Path | None = None
     checkpoint: str | None = None
     backbone: str | None = None
     pseudo_labels: Path | None = None
@@ -102,6 +105,12 @@ class Run:
     def valid(self) -> Corpus | None:
         """What is validated on."""
         folder = self.sources.valid
+        return None if folder is None else open_corpus(folder)
+
+    @cached_property
+    def evaluation(self) -> Corpus | None:
+        """What a weak run's checkpoints are compared on afterwards; nothing is chosen there."""
+        folder = self.sources.evaluation
         return None if folder is None else open_corpus(folder)
 
     @cached_property
@@ -244,7 +253,11 @@ def run(job: Run) -> Made | None:
     )
     if (rank_zero_only.rank or 0) != 0:
         return None
-    return _export(job, model, fitted, place.folder, {"config": config, "parents": parents})
+    made = _export(job, model, fitted, place.folder, {"config": config, "parents": parents})
+    if job.recipe.stage == "weak" and job.valid is not None:
+        splits = {VALIDATION: job.valid} | ({EVALUATION: job.evaluation} if job.evaluation else {})
+        summarise(made.model, job.out, splits, first_twice=job.recipe.average_first_twice)
+    return made
 
 
 def _keep_from(job: Run) -> int | None:

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from downstream.metrics import PSDS1, StreamedPSDS, frame_map
+from downstream.metrics import PSDS1, StreamedPSDS
 from hear_pretrainedsed.audio import AudioError
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.stream import frames_of
 from pretraining.clips import broken_line, decode, window
 from pretraining.corpus import Corpus, Record
+from pretraining.weak_metrics import weak_metrics
 
 MEDIAN_FRAMES = 9
 _CLIPS_AT_ONCE = {"cpu": 8, "cuda": 64}
@@ -53,6 +54,7 @@ def shared_classes(model_labels: tuple[str, ...], corpus: Corpus) -> Shared:
     return Shared(tuple(model_labels[i] for i in of_model), of_model, of_corpus)
 
 
+@torch.no_grad()
 def psds1(model: SEDModel, corpus: Corpus) -> float:
     """PSDS1 of a model's frame scores, the mean over the shared classes that have events.
 
@@ -88,6 +90,13 @@ def psds1(model: SEDModel, corpus: Corpus) -> float:
 
 def mean_ap(model: SEDModel, corpus: Corpus) -> float:
     """Mean average precision of clip scores over the shared classes that have clips."""
+    value = weak_metrics(*clip_table(model, corpus)).mean_ap
+    return -math.inf if math.isnan(value) else value
+
+
+@torch.no_grad()
+def clip_table(model: SEDModel, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """Clip scores in 0..1 and labels of the shared classes, both (clips, classes)."""
     assert model.labels is not None
     shared = shared_classes(model.labels, corpus)
     scores, targets = [], []
@@ -99,17 +108,15 @@ def mean_ap(model: SEDModel, corpus: Corpus) -> float:
             present[list(corpus.index.row(numbers[name]).weak)] = 1
             scores.append(one[shared.of_model])
             targets.append(present[shared.of_corpus])
-    rows = {"clips": np.stack(scores)}, {"clips": np.stack(targets)}
-    value = float(frame_map(*rows, shared.labels).macro)
-    return -math.inf if math.isnan(value) else value
+    return np.stack(scores), np.stack(targets)
 
 
 def clip_scores(model: SEDModel, audio: Tensor) -> Tensor:
-    """Audio (batch, 160000) -> what the head's clip part gives (batch, classes), float32."""
+    """Audio (batch, 160000) -> scores of the whole clip (batch, classes), float32, in 0..1."""
     spec = model.frontend(audio)
-    if model.head.pools == "tokens":
-        return model.head.clip(model.backbone(spec)).float()
-    return model.head.clip(frames_of(model, spec)).float()
+    seen = model.backbone(spec) if model.head.pools == "tokens" else frames_of(model, spec)
+    out = model.head.clip(seen).float()
+    return out.sigmoid() if model.head.emits == "logits" else out
 
 
 def median(values: Tensor, n_frames: int = MEDIAN_FRAMES) -> Tensor:

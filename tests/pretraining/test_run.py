@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hear_pretrainedsed.training.curve import read_curve
 from pretraining.corpus import Corpus
@@ -49,3 +51,26 @@ def test_every_recipe_makes_a_checkpoint(name, corpus, tmp_path, monkeypatch) ->
     assert card["recipe"] == name and card["data"]["corpus"]["sha256"] == corpus.sha256
     steps = [int(row["step"]) for row in read_curve(tmp_path / "out/run/log/metrics.csv")]
     assert sorted(set(steps)) == list(range(1, made.fitted.n_steps + 1))
+
+
+def test_a_weak_run_s_checkpoints_are_averaged_and_compared(corpus, tmp_path) -> None:
+    recipe = shrunken(PRESETS["weak-psla-audioset"])
+    job = tiny_run(recipe, corpus, tmp_path / "out")
+    job = replace(job, sources=replace(job.sources, evaluation=corpus.folder))
+    made = run(job)
+    files = sorted((tmp_path / "out" / "epochs").iterdir())
+    every = job.plan.valid_every_steps
+    assert [path.stem for path in files] == [f"step-{n * every:08d}" for n in (1, 2)]
+    first, last = (load_file(path) for path in files)
+    assert all(torch.equal(last[k], v) for k, v in state(made.model).items())
+    mean = load_file(tmp_path / "out" / "averaged.safetensors")
+    for name, value in mean.items():
+        assert torch.allclose(value, (2 * first[name] + last[name]) / 3, atol=1e-6), name
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    systems = [row["system"].split(" (")[0] for row in rows]
+    assert systems[::2] == ["best single", "ensemble of one run", "averaged weights"]
+    assert {row["split"] for row in rows} == {"validation", "evaluation"}
+    best = next(row for row in rows if row["split"] == "validation")
+    scores = [score for _, score in made.fitted.valid_scores]
+    assert float(best["map"]) == pytest.approx(max(scores), abs=1e-5)

@@ -1,0 +1,50 @@
+"""After a weak run: its checkpoints averaged and put together, as PSLA reports them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hear_pretrainedsed import weight_files
+from hear_pretrainedsed.model import SEDModel
+from pretraining.corpus import Corpus
+from pretraining.validation import clip_table
+from pretraining.weak_results import WeakResults, write_csv
+from pretraining.weight_averaging import average_files
+
+EPOCHS, AVERAGED = "epochs", "averaged.safetensors"
+RESULTS, BY_EPOCH = "results.csv", "epochs.csv"
+
+
+def summarise(
+    model: SEDModel, out: Path, splits: Mapping[str, Corpus], *, first_twice: bool
+) -> None:
+    """Write averaged weights, and mAP, AUC and d' of best checkpoint, average and ensemble.
+
+    `model` is the network of the files in `out / EPOCHS`; nothing is done where there are none.
+    `splits` are corpora by `weak_results`' names. first_twice: see `weight_averaging`.
+    """
+    files = sorted((out / EPOCHS).glob("step-*.safetensors"))
+    if not files:
+        return
+    model = copy.deepcopy(model)
+    targets: dict[str, np.ndarray] = {}
+
+    def scores(path: Path) -> dict[str, np.ndarray]:
+        model.load_state_dict(weight_files.read(path).tensors)
+        found = {}
+        for split, corpus in splits.items():
+            found[split], targets[split] = clip_table(model, corpus)
+        return found
+
+    of_files = {path.stem: scores(path) for path in files}
+    results = WeakResults(targets)
+    for name, one in of_files.items():
+        results.add_checkpoint(name, one)
+    average_files(files, out / AVERAGED, first_twice=first_twice)
+    results.add("averaged weights", scores(out / AVERAGED), len(files))
+    write_csv(out / RESULTS, results.rows())
+    write_csv(out / BY_EPOCH, results.epochs)
