@@ -219,10 +219,15 @@ def test_a_shift_is_a_normal_draw_cut_towards_zero() -> None:
     batch = augment_spec.frame_shift(Batch(spec[:, 0, 0], targets, spec=spec), generator(), 0.125)
     shifts = (batch.spec[:, 0, 0].argmax(dim=1) + 500) % 1000 - 500
     assert stats.kstest(shifts.numpy(), "norm", args=(0, 125)).pvalue > 1e-3
-    zeros = (shifts == 0).float().mean().item()  # twice as likely as other small numbers
-    assert zeros == pytest.approx(2 * 0.3989 / 125, abs=0.004)
     moved = batch.targets[:, :, 0].argmax(dim=1)
     assert torch.equal(moved, (shifts.double() / 4).round().long() % 250)
+
+
+def test_a_small_shift_is_nothing_as_often_as_a_draw_is_below_one_frame() -> None:
+    batch = replace(noise(4000, mels=1, frames=5), teacher_spec=None)  # 20 spec frames
+    moved = augment_spec.frame_shift(batch, generator(), 0.1)  # a deviation of 2
+    still = (moved.spec == batch.spec).flatten(1).all(dim=1).float().mean().item()
+    assert still == pytest.approx(stats.norm.cdf(0.5) - stats.norm.cdf(-0.5), abs=0.04)
 
 
 def test_the_padding_of_a_longer_spec_stays_where_it_is() -> None:
