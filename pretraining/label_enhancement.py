@@ -133,8 +133,8 @@ def thresholds(labels: Labels, scores: np.ndarray, rule: str) -> np.ndarray:
     sizes = [len(row) for row in labels]
     clips = np.repeat(np.arange(len(labels)), sizes)
     classes = np.fromiter(chain.from_iterable(labels), dtype=np.int64, count=sum(sizes))
-    order = np.argsort(classes, kind="stable")
-    values = np.asarray(scores[clips[order], classes[order]], dtype=np.float64)
+    values = np.asarray(scores[clips, classes], dtype=np.float64)  # in a file's own order
+    values = values[np.argsort(classes, kind="stable")]
     ends = np.cumsum(np.bincount(classes, minlength=n_classes))
     parts = np.split(values, ends[:-1])
     return np.array([_statistic(part, rule) if len(part) else np.nan for part in parts])
