@@ -125,7 +125,7 @@ class Corpus:
         )
 
     def _records(self) -> Sequence[Mapping[str, Any]]:
-        if self._source is None or self._pid != os.getpid():  # readers' threads end at a fork
+        if self._source is None or self._pid != os.getpid():  # a fork's own readers
             import tensorflow_datasets as tfds
 
             builder = tfds.builder_from_directory(self.folder)

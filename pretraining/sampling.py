@@ -248,7 +248,7 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         n_seen, n_clips = 0, len(self.dataset.corpus)
-        for batch, n_rows, broken in super().__iter__():
+        for batch, n_rows, broken in _in_one_line(super().__iter__()):
             n_seen += n_rows
             self.broken.update(broken)
             n_counted = max(min(n_seen, n_clips), min(_FEWEST, n_clips))
@@ -258,3 +258,16 @@ class _Loader(DataLoader):
                     f"broken: {broken_line(self.broken)}"
                 )
             yield batch
+
+
+def _in_one_line(batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches; a worker's `ValueError` without the traceback that torch puts into its message."""
+    try:
+        yield from batches
+    except ValueError as error:
+        lines = str(error).strip().splitlines()
+        if not lines[0].startswith("Caught "):
+            raise
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        line = lines[-1].removeprefix(name).removeprefix("ValueError: ")
+        raise type(error)(line) from None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hear_pretrainedsed.audio import AudioError
 from pretraining.clip_index import ClipIndex, Labelled
 from pretraining.clips import Clips, Draw, crop_start, decode, duration_s
-from pretraining.corpus import CorpusError, Record
+from pretraining.corpus import CorpusError, Record, open_corpus
 from pretraining.encoding import encode
 from pretraining.sampling import ClipOrder, in_order
 from tests.pretraining.small_corpus import encoded, small_corpus, sound
@@ -237,3 +237,24 @@ def test_workers_give_what_one_process_does(tmp_path: Path) -> None:
     for one, other in zip(alone, workers, strict=True):
         assert one.files == other.files and torch.equal(one.audio, other.audio)
         assert torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.slow
+def test_a_workers_error_is_one_line(tmp_path: Path) -> None:
+    corpus = small_corpus(tmp_path, shard_clips=2)
+    shard = corpus.folder / corpus.manifest["shards"][1]["file"]
+    data = bytearray(shard.read_bytes())
+    data[data.index(corpus[2].audio) + 1000] ^= 1
+    shard.write_bytes(data)
+    order = ClipOrder(Clips(open_corpus(corpus.folder)), 5, seed=2)
+    with pytest.raises(CorpusError, match="clip 2 .* cannot be read from ") as caught:
+        list(order.loader(0, 1, n_workers=1))
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(corpus.folder))
+
+    class Nothing:
+        def row(self, name: str) -> np.ndarray:
+            raise ValueError("no pseudo labels for it")
+
+    order = ClipOrder(Clips(small_corpus(tmp_path / "b"), Nothing()), 5, seed=2)
+    with pytest.raises(ValueError, match="^no pseudo labels for it$"):
+        list(order.loader(0, 1, n_workers=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from pretraining.corpus import CorpusError, open_corpus
 from pretraining.corpus_writer import write_corpus
 from pretraining.importers import IMPORTERS, Listing, Request, list_clips
 from pretraining.importers.listing import stems_of
+from pretraining.importers.tables import read_strong, read_weak
 from pretraining.vocabulary import open_vocabulary
 from tests.pretraining.small_corpus import (
     LABELS,
@@ -315,3 +317,38 @@ def test_class_lists_that_are_refused(tmp_path: Path) -> None:
         open_vocabulary(path)
     path.write_text("a\nb c\n")
     assert open_vocabulary(path).labels == ("a", "b c")
+
+
+def documented(first: str) -> str:
+    """The example of docs/corpora.md that begins with `first`."""
+    page = Path(__file__).parents[2] / "docs" / "corpora.md"
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    (found,) = (block for block in blocks if block.startswith(first))
+    return found
+
+
+def test_the_examples_of_the_page_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text(documented("segment_id"))
+    strong = read_strong([path], open_vocabulary("audioset_strong_train"))
+    assert {name: len(rows) for name, rows in strong.items()} == {
+        "inventedAAA1_30000": 2,
+        "inventedBBB2_0": 1,
+    }
+    path.write_text(documented("# YTID"))
+    weak = read_weak([path], open_vocabulary("audioset_527"))
+    assert weak == {"inventedAAA1_30000": (75, 0), "inventedCCC3_0": (0,)}
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (audio / "inventedAAA1.flac").write_bytes(encoded(sound(0.1)))
+    path.write_text(documented('{"data"'))
+    assert rows_of(list_clips("psla", Request((), (), (path,)))) == {
+        "inventedAAA1": (None, (0, 75))
+    }
+    path.write_text(documented("fname"))
+    classes = tmp_path / "vocabulary.csv"
+    names = ("Bark", "Dog", "Domestic_animals_and_pets", "Animal")
+    classes.write_text("".join(f"{i},{name},/m/{i}\n" for i, name in enumerate(names)))
+    (audio / "99000001.wav").write_bytes(encoded(sound(0.1), "WAV"))
+    request = Request((audio,), (), (path,), str(classes))
+    assert rows_of(list_clips("fsd50k", request)) == {"99000001": (None, (0, 1, 2, 3))}

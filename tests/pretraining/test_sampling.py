@@ -114,6 +114,7 @@ def test_epochs_and_seeds_differ() -> None:
     one = order(50, 50)
     assert one.step(0) != one.step(1) != order(50, 50, seed=1).step(1)
     assert sorted(d.index for d in one.step(1)) == list(range(50))
+    assert len(one._made) == 1  # one order at a time is kept
     assert one.name(one.step(0)[3]) == f"{one.step(0)[3].index}"
 
 
