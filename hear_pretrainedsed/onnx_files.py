@@ -32,6 +32,8 @@ class OnnxFacts:
     checkpoint, weights_sha256, licence: "" for a network that was loaded from no file.
     classes: names in the order of the outputs; None without a head, and where nobody knows them.
     n_classes: 0 without a head.
+    thresholds, median_frames: of each class, as calibrated for the model (`decoding.Decoding`);
+    None where that was not done.
     sample_rate, hop_s, window_s: in Hz; from frame to frame, and of the one window, in seconds.
     batch_norms: "folded" into the convolutions; "none" where the network has none.
     inputs, outputs: name -> what it is, with axes; outputs are named after `SEDModel`'s methods.
@@ -43,6 +45,8 @@ class OnnxFacts:
     licence: str
     classes: tuple[str, ...] | None
     n_classes: int
+    thresholds: tuple[float, ...] | None
+    median_frames: tuple[int, ...] | None
     sample_rate: int
     hop_s: float
     window_s: float
@@ -122,7 +126,7 @@ def describe(path: str | os.PathLike[str]) -> list[str]:
     for key, value in asdict(read_onnx(path)).items():
         if isinstance(value, dict):
             lines += [f"{key[:-1] + ':':<17}{name}, {text}" for name, text in value.items()]
-        elif key != "classes" and value != "":
+        elif key != "classes" and value not in ("", None):
             lines.append(f"{key + ':':<17}{value}")
     return lines
 
@@ -150,7 +154,10 @@ def _parsed(key: str, text: str) -> object:
     kinds = {"int": int, "float": float, "dict[str, str]": dict}
     if not isinstance(value, kinds.get(_FACTS[key], list | None)):
         raise ValueError(f"{key} is {text[:40]!r}")
-    return tuple(map(str, value)) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    of = next(kind for kind in (str, float, int) if kind.__name__ in _FACTS[key])
+    return tuple(map(of, value))
 
 
 def _difference(proto: ModelProto, facts: OnnxFacts) -> str:

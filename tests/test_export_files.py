@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hear_pretrainedsed import export
+from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.export import OPSET, export_onnx
 from hear_pretrainedsed.onnx_files import HASH_KEY, ExportError, read_onnx
 from hear_pretrainedsed.registry import get_checkpoint
@@ -34,6 +35,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.set_num_threads(1)  # `one_thread` comes later
     model = small()
     model.provenance = {"checkpoint": "fmn04.strong", "sha256": "ab" * 32}
+    model.decoding = Decoding((0.25, 0.5, 0.75), (1, 3, 5))
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     return SimpleNamespace(model=model, path=path, facts=export_onnx(model, path))
 
@@ -48,6 +50,7 @@ def test_metadata(exported: SimpleNamespace) -> None:
     assert (facts.checkpoint, facts.weights_sha256) == ("fmn04.strong", "ab" * 32)
     assert facts.licence == get_checkpoint("fmn04.strong").licence
     assert facts.classes == LABELS and facts.n_classes == 3
+    assert (facts.thresholds, facts.median_frames) == ((0.25, 0.5, 0.75), (1, 3, 5))
     assert (facts.sample_rate, facts.hop_s, facts.window_s) == (16_000, 0.04, 10.0)
     assert facts.inputs["spec"].startswith("float32 (batch, 1, 128, 1000): ")
     assert facts.outputs["logits"].startswith("float32 (batch, 250, 3): ")
