@@ -27,7 +27,7 @@ help:
 	@echo "make test    the whole test suite, stock HEAR tools included (needs a C compiler)"
 	@echo "make quick   the tests that take under 3 minutes together"
 	@echo "make lint    ruff: rules and format"
-	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX, protocol hear"
+	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX, protocol hear, data path"
 	@echo "make hear    stock heareval: CHECKPOINTS=\"beats.strong ...\" TASKS=\"FOLDER ...\""
 	@echo "make clean   remove .venv and caches"
 

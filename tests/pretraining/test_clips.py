@@ -258,3 +258,16 @@ def test_a_workers_error_is_one_line(tmp_path: Path) -> None:
     order = ClipOrder(Clips(small_corpus(tmp_path / "b"), Nothing()), 5, seed=2)
     with pytest.raises(ValueError, match="^no pseudo labels for it$"):
         list(order.loader(0, 1, n_workers=1))
+
+
+def test_two_processes_load_one_epoch_and_a_run_goes_on_mid_epoch() -> None:
+    records = [clip(sound(0.05, i)[:, 0], (), f"{i}") for i in range(23)]
+    order = ClipOrder(Clips(FakeCorpus(records)), 6, seed=3)
+    whole = [batch.files for batch in order.loader(0, 8)]
+    ranks = [[b.files for b in order.loader(0, 8, rank=r, world=2)] for r in (0, 1)]
+    for files, one, other in zip(whole, *ranks, strict=True):
+        assert files == one + other
+    first_epoch = [name for part in ranks for files in part[:4] for name in files]
+    assert sorted(first_epoch) == sorted(f"{i}" for i in range(23))
+    again = ClipOrder(Clips(FakeCorpus(records)), 6, seed=3)
+    assert [batch.files for batch in again.loader(2, 8)] == whole[2:]
