@@ -76,10 +76,11 @@ class Run:
 
     def __post_init__(self) -> None:
         recipe, sources = self.recipe, self.sources
+        own_teacher = recipe.teacher if recipe.pseudo == "teacher" else None
         wanted = {
             "--pseudo-labels": (sources.pseudo_labels, recipe.pseudo == "file"),
             "--weak-corpus": (sources.weak_corpus, recipe.weak_batch is not None),
-            "--teacher": (sources.teacher or recipe.teacher, recipe.pseudo == "teacher"),
+            "--teacher": (sources.teacher or own_teacher, recipe.pseudo == "teacher"),
         }
         for name, (value, needed) in wanted.items():
             if needed and value is None:

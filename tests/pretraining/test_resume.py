@@ -35,9 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, n_devices: int, seconds_per_step: float = 0.0) -> subprocess.Popen:
+def start(
+    folder: Path, n_devices: int, seconds_per_step: float = 0.0, recipe: str = "best"
+) -> subprocess.Popen:
     script = "tests.pretraining.pretrain_script"
-    words = [sys.executable, "-m", script, folder, n_devices, seconds_per_step]
+    words = [sys.executable, "-m", script, folder, n_devices, seconds_per_step, recipe]
     keys = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
     return subprocess.Popen(
         list(map(str, words)), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=keys
@@ -111,6 +113,17 @@ def test_two_processes_do_what_one_does_and_end_together(folder: Path) -> None:
     for row, other in zip(rows, others, strict=True):
         for name in row:
             assert float(row[name] or 0) == pytest.approx(float(other[name] or 0), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_streams(folder: Path) -> None:
+    names = folder / "alone", folder / "together"
+    for n_devices, name in enumerate(names, 1):
+        finish(start(name, n_devices, recipe="fmn_online"))
+    rows, others = (read_curve(name / LOG) for name in names)
+    assert len(rows) == len(others) > N_STEPS / 2
+    for row, other in zip(rows, others, strict=True):
+        assert float(row["loss"] or 0) == pytest.approx(float(other["loss"] or 0), rel=1e-4)
 
 
 @pytest.mark.slow
