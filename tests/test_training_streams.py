@@ -159,6 +159,11 @@ def test_a_curve_goes_on_from_a_step(tmp_path) -> None:
     ]
 
 
+def test_a_full_disk_names_the_curve() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        Curve(Path("/dev/full")).add(1, {"loss": 0.5})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -34,8 +34,11 @@ class Curve:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One line; numbers as they are read back to the last bit."""
         row = [str(step), *(repr(values[name]) if name in values else "" for name in COLUMNS[1:])]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(",".join(row) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(",".join(row) + "\n")
+        except OSError as error:  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:

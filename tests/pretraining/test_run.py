@@ -74,3 +74,12 @@ def test_a_weak_run_s_checkpoints_are_averaged_and_compared(corpus, tmp_path) ->
     best = next(row for row in rows if row["split"] == "validation")
     scores = [score for _, score in made.fitted.valid_scores]
     assert float(best["map"]) == pytest.approx(max(scores), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weak-psla-audioset", "weak", "best-onsets", "fmn_online"])
+def test_recipes_in_bf16(name, corpus, tmp_path, monkeypatch) -> None:
+    recipe = replace(shrunken(PRESETS[name]), precision="bf16")
+    teacher = add_teacher(tmp_path, monkeypatch) if recipe.pseudo == "teacher" else None
+    made = run(tiny_run(recipe, corpus, tmp_path / "out", teacher=teacher))
+    assert made is not None and math.isfinite(made.fitted.loss)
+    assert all(value.dtype != torch.bfloat16 for value in state(made.model).values())
