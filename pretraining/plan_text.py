@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
@@ -45,6 +45,9 @@ class Outlook:
             rate = measured_clips_per_s(self.model, plan)
             how = f"measured here: forward, backward and step of {_MEASURED_CLIPS} clips"
         need = memory(self.model, plan, self.place)
+        share = self.clips_per_step / recipe.batch_pieces
+        need = replace(need, batch=round(need.batch * share))
+        teacher = "; the teacher comes on top" if recipe.pseudo == "teacher" else ""
         clips = plan.n_steps * self.clips_per_step
         epoch = recipe.steps_per_epoch(self.n_clips)
         processes = self.place.n_devices * self.place.n_nodes
@@ -67,7 +70,7 @@ class Outlook:
             else f"every {plan.valid_every_steps} steps",
             "memory": f"about {_gigabytes(need.total)} a process: weights and optimiser "
             f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
-            f"activations {_gigabytes(need.activations)}",
+            f"activations {_gigabytes(need.activations)}{teacher}",
             "time": f"{clips / rate / 3600:.1f} hours for {clips} clips at {rate:.4g} clips/s "
             f"({how}), validation not counted",
         }

@@ -159,6 +159,35 @@ def test_a_curve_goes_on_from_a_step(tmp_path) -> None:
     ]
 
 
+def test_tensorboard_s_curve_is_one_after_a_kill(recordings, tmp_path) -> None:
+    """What was logged after the last saving is told to be void."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+
+    def killed(line: str) -> None:
+        if line.startswith("step 4 "):
+            raise KeyboardInterrupt
+
+    stream = Stream(Order(recordings, 2, 0), PLAIN, bce)
+    plan = replace(PLAN, n_steps=6)
+    place = Place(tmp_path, logger="tensorboard", save_every_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model(), [stream], plan, place, validate=lambda model: 0.0, tell=killed)
+    (first,) = (tmp_path / "log").glob("events*")
+    first.rename(tmp_path / "first")  # its name is of the second
+    fit(tiny_model(), [stream], plan, place, validate=lambda model: 0.0)
+    (after,) = (tmp_path / "log").glob("events*")
+    data, events = after.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    starts = [event.step for event in events if event.HasField("session_log")]
+    losses = [e.step for e in events if any(v.tag == "loss" for v in e.summary.value)]
+    assert starts == [3] and losses == [3, 4, 5, 6]
+    rows = read_curve(tmp_path / "log" / "metrics.csv")
+    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 7))
+
+
 def test_a_full_disk_names_the_curve() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         Curve(Path("/dev/full")).add(1, {"loss": 0.5})

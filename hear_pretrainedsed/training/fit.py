@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import signal
@@ -95,7 +96,7 @@ def fit(
     """
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(place, plan.precision)
+    trainer = _trainer(place, plan.precision, _saved_step(folder / LAST))
     if trainer.is_global_zero:
         check_config(folder, _content(streams, plan, config or {}))
     if (fitted := _finished(model, folder)) is not None:
@@ -159,18 +160,28 @@ def check_logger(name: str) -> None:
         raise ValueError(f"the logger {name} needs the package {LOGGERS[name][0]}")
 
 
-def _logger(name: str, folder: Path) -> Logger | bool:
+def _saved_step(path: Path) -> int:
+    """The step that a killed run goes on from; 0 where there is none."""
+    if not path.is_file():
+        return 0
+    saved = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    return saved["learner"]["progress"]["step"]
+
+
+def _logger(name: str, folder: Path, step: int) -> Logger | bool:
+    """A logger whose curve goes on after `step`, what is there of later ones is taken out."""
     check_logger(name)
     if name == "csv":
         return False  # the learner keeps it
     if name == "wandb":
-        return WandbLogger(save_dir=folder, name=folder.name)
+        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        return WandbLogger(save_dir=folder, name=folder.name, id=run)
     if name == "mlflow":
         return MLFlowLogger(save_dir=str(folder / "log"))
-    return TensorBoardLogger(folder, name="log", version="")
+    return TensorBoardLogger(folder, name="log", version="", purge_step=step + 1 if step else None)
 
 
-def _trainer(place: Place, precision: str) -> Trainer:
+def _trainer(place: Place, precision: str, step: int) -> Trainer:
     accelerator, _, index = place.device.partition(":")
     several = place.n_devices * place.n_nodes > 1
     strategy = DDPStrategy(find_unused_parameters=True, timeout=_TIMEOUT) if several else "auto"
@@ -183,7 +194,7 @@ def _trainer(place: Place, precision: str) -> Trainer:
             sync_batchnorm=several and accelerator == "cuda",
             precision=_PRECISION[precision],
             max_epochs=1,  # the one stream of pieces: epochs are the material's
-            logger=_logger(place.logger, place.folder) if place.logger else False,
+            logger=_logger(place.logger, place.folder, step) if place.logger else False,
             default_root_dir=place.folder,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import hear_pretrainedsed as hps
 from hear_pretrainedsed import cli
 from hear_pretrainedsed.registry import CHECKPOINTS
 from hear_pretrainedsed.user_registry import import_checkpoint, remove_checkpoint
+from pretraining import command
 from pretraining.corpus import Corpus
 from pretraining.presets import PRESETS
 from pretraining.pseudo_labels import PseudoLabels, write_pseudo_labels
@@ -61,6 +64,14 @@ def test_a_plan_measures_and_opens_the_corpus(run: Run, corpus: Corpus) -> None:
     assert "clips/s (measured here" in out and "precision fp32" in out
 
 
+def test_a_plan_of_two_streams(run: Run) -> None:
+    size = ("--dry-run", "--corpus-size", 100_000, "--clips-per-s", 500, "--backbone", "fmn04")
+    code, out, _ = run("--preset", "fmn_online", *size, "--device", "cpu")
+    assert code == 0 and "93840 in 240 epochs" in out and "the teacher comes on top" in out
+    assert "64 clips x 4 a step, and 64 x 4 of the weak corpus" in out
+    assert "for 48046080 clips" in out and "from the teacher beats.strong" in out
+
+
 def test_the_list_names_every_preset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     code, out, _ = run("--list")
@@ -102,6 +113,20 @@ def test_no_folder_is_made_by_a_mistake(run: Run, corpus: Corpus, tmp_path: Path
     code, _, err = run(*words, "--device", "cpu")
     assert code == 2 and "the recipe fmn_online needs --weak-corpus" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_bar_has_clips_a_second_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=200)
+    monkeypatch.setattr(command, "Console", lambda stderr: console)
+    monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
+    now = iter(float(i) for i in range(100))
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(now))
+    with command.progress_bar(PRESETS["fmn_online"], 9) as tell:
+        for step in range(5, 10):  # as after a kill
+            tell(f"step {step} of 9, loss 0.5")
+    assert "512.0 clips/s" in shown.getvalue() and "step 9 of 9, loss 0.5" in shown.getvalue()
+    assert "0:00:0" in shown.getvalue()
 
 
 def imported(path: Path, name: str) -> str:
