@@ -27,7 +27,7 @@ help:
 	@echo "make test    the whole test suite, stock HEAR tools included (needs a C compiler)"
 	@echo "make quick   the tests that take under 3 minutes together"
 	@echo "make lint    ruff: rules and format"
-	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX, protocol hear, data path"
+	@echo "make bench   speed and memory: backbones, live detection, metrics, ONNX, protocol hear, pre-training"
 	@echo "make hear    stock heareval: CHECKPOINTS=\"beats.strong ...\" TASKS=\"FOLDER ...\""
 	@echo "make clean   remove .venv and caches"
 
@@ -59,6 +59,7 @@ bench: env-hear
 	@$(PY) -m benchmarks.export
 	@$(PY) -m benchmarks.hear_protocol --bf16
 	@$(PY) -m benchmarks.data_path
+	@$(PY) -m benchmarks.training
 
 hear: env-hear
 	@$(PY) tools/hear.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(TASKS),--tasks $(TASKS)) $(HEAR_ARGS)
