@@ -91,17 +91,18 @@ def pretrain(
     if preset is None:
         raise ValueError("give --preset NAME; --list names them")
     recipe = _recipe(preset, set_ or [], precision)
-    where = str(device_of(device))
     place = Place(
         out or Path(),
-        device=where,
+        device=str(device_of(device)),
         n_devices=devices,
         n_nodes=num_nodes,
         micro_pieces=batch_size,
-        n_workers=workers if workers is not None else (0 if where == "cpu" else 4),
+        n_workers=workers or 0,
         logger=_logger(logger),
         save_every_steps=save_every,
     )
+    if workers is None and place.device != "cpu":  # a CPU has enough to do
+        place = replace(place, n_workers=4)
     scale = {"steps_scale": steps_scale, "max_steps": max_steps}
     if dry_run:
         network = backbone_of(checkpoint, backbone, recipe)

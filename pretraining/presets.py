@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from typing import Any
 
 from hear_pretrainedsed.registry import EFFICIENTSED_PSDS1, unknown
 from hear_pretrainedsed.training.augmentation import Augmentation
@@ -115,6 +116,20 @@ _FMN = replace(
     decay_last=False,
 )
 
+_OURS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "n_warmup_steps": None,
+    "warmup_share": 0.1,
+    "layer_decay": 0.9,
+    "ema_decay": 0.999,
+    "gradient_clip": 1.0,
+    "precision": "bf16",
+    "start": None,
+    "published": "none: ours",
+}
+_REPAIRED: dict[str, Any] = {"time_mask": 0.2, "repaired_time_mask": True}
+
 
 def _psla() -> list[Recipe]:
     base = replace(_WEAK, head="multihead", objective="psla", average_first_twice=True)
@@ -186,7 +201,12 @@ def _strong() -> list[Recipe]:
                 **other,
             )
             recipes.append(recipe)
-    scripts = [
+    return recipes
+
+
+def _scripts(recipes: list[Recipe]) -> list[Recipe]:
+    """Teachers and students as the released script warms up, not as the paper says."""
+    return [
         replace(
             recipe,
             name=f"{recipe.name}-script",
@@ -196,7 +216,6 @@ def _strong() -> list[Recipe]:
         for recipe in recipes
         if recipe.name.rpartition("-")[0] in ("strong_teacher", "strong_student")
     ]
-    return recipes + scripts
 
 
 def _grid() -> list[Recipe]:
@@ -233,7 +252,11 @@ def _fmn() -> list[Recipe]:
                 lr=8e-4 if whole in _SLOW_SEQUENCES else 3e-3,
             )
             recipes.append(recipe)
-    offline = next(r for r in recipes if r.name == "fmn_student-fmn10+tf-256")
+    return recipes
+
+
+def _fmn_others(offline: Recipe) -> list[Recipe]:
+    """What EfficientSED compares its offline distillation with."""
     no_kd = replace(
         offline,
         name="fmn_student-no_kd-fmn10+tf-256",
@@ -259,29 +282,16 @@ def _fmn() -> list[Recipe]:
         weak_augmentation=Augmentation(mixup=1.0, mixup_beta=(0.3, 0.3), draw_mel_edges=True),
         n_epochs=240,
     )
-    return [*recipes, no_kd, online]
+    return [no_kd, online]
 
 
 def _best() -> list[Recipe]:
-    ours = {
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "n_warmup_steps": None,
-        "warmup_share": 0.1,
-        "layer_decay": 0.9,
-        "ema_decay": 0.999,
-        "gradient_clip": 1.0,
-        "precision": "bf16",
-        "start": None,
-        "published": "none: ours",
-    }
-    repaired = {"time_mask": 0.2, "repaired_time_mask": True}
     student = replace(
         _STUDENT,
         name="best",
         reproduces="ours: real warm-up, EMA, repaired time mask, layer-wise lr decay, bf16",
-        augmentation=replace(_MILD, **repaired),
-        **ours,
+        augmentation=replace(_MILD, **_REPAIRED),
+        **_OURS,
     )
     return [
         student,
@@ -295,8 +305,8 @@ def _best() -> list[Recipe]:
             _TEACHER,
             name="best_teacher",
             reproduces="strong_teacher with what is ours of best",
-            augmentation=replace(_AGGRESSIVE, **repaired),
-            **ours,
+            augmentation=replace(_AGGRESSIVE, **_REPAIRED),
+            **_OURS,
         ),
         replace(
             _WEAK,
@@ -305,13 +315,14 @@ def _best() -> list[Recipe]:
             schedule="cosine",
             halve_from_epoch=None,
             halve_every_epochs=None,
-            **ours,
+            **_OURS,
         ),
     ]
 
 
-_ALL = [*_psla(), *_strong(), *_grid(), *_fmn(), *_best()]
+_ALL = [*_psla(), *_strong(), *_scripts(_strong()), *_grid(), *_fmn(), *_best()]
 PRESETS: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+PRESETS |= {r.name: r for r in _fmn_others(PRESETS["fmn_student-fmn10+tf-256"])}
 _SHORT = {
     "strong_teacher": "strong_teacher-beats",
     "strong_student": "strong_student-beats",
