@@ -262,10 +262,10 @@ def run(job: Run) -> Made | None:
 
 
 def _keep_from(job: Run) -> int | None:
-    first, every = job.recipe.keep_from_epoch, job.plan.valid_every_steps
-    if first is None or every is None:
+    first, plan = job.recipe.keep_from_epoch, job.plan
+    if first is None or plan.valid_every_steps is None:
         return None
-    return max(1, first * every // job.recipe.valid_every_epochs)
+    return max(1, first * plan.n_steps // job.recipe.n_epochs)
 
 
 def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict[str, Any]) -> Made:
@@ -275,6 +275,8 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
         "recipe": job.recipe.name,
         "reproduces": job.recipe.reproduces,
         "seed": job.seed,
+        "steps_scale": job.steps_scale,
+        "max_steps": job.max_steps,
         "data": _data(job),
         **facts,
         "plan": asdict(job.plan),
