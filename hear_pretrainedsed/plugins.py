@@ -17,6 +17,9 @@ COMMANDS = {
     "pretrain": ("pretraining.command", "pretrain"),
     "corpus": ("pretraining.corpus_command", "corpus"),
     "pseudo-labels": ("pretraining.pseudo_labels_command", "pseudo_labels"),
+    "enhance-labels": ("pretraining.enhance_command", "enhance_labels"),
+    "average-weights": ("pretraining.average_command", "average_weights"),
+    "ensemble-results": ("pretraining.ensemble_command", "ensemble_results"),
     "build-task": ("downstream.build_task", "build_task"),
 }
 _LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,15 @@ from pretraining.vocabulary import Vocabulary, first_few
 
 @dataclass(frozen=True)
 class Enhanced:
-    """What was done: clips in the file, those without scores (left as they were), labels added."""
+    """What was done: clips in the file, those without scores (left as they were), labels added.
+
+    by_class: how many labels were added of each class that any was, most first.
+    """
 
     n_clips: int
     n_without_scores: int
     n_added: int
+    by_class: Mapping[str, int]
 
 
 @dataclass
@@ -46,6 +51,13 @@ class _Table:
 
     rows: list[_Row]
     text: Callable[[], str]
+
+
+def clip_names(source: Path, vocabulary: Vocabulary) -> list[str]:
+    """Names of the clips of a label file. Raises `ValueError` as `enhance_file`."""
+    table = _opened(source)
+    _classes(table, vocabulary, source)
+    return [row.name for row in table.rows]
 
 
 def enhance_file(
@@ -81,14 +93,15 @@ def enhance_file(
     own = [classes[number] for number in scored]
     enhanced = enhance_by(ontology, vocabulary, own, scores, rule, types)
     ids = {number: one for one, number in ontology.places(vocabulary).items()}
-    n_added = 0
+    counts: Counter[int] = Counter()
     for number, after in zip(scored, enhanced, strict=True):
         added = sorted(set(after) - set(classes[number]))
         _add(table.rows[number], added, ids, vocabulary)
-        n_added += len(added)
+        counts.update(added)
     with whole_file(target) as file:
         file.write(table.text().encode("utf-8"))
-    return Enhanced(len(table.rows), len(table.rows) - len(scored), n_added)
+    by_class = {vocabulary.labels[number]: n for number, n in counts.most_common()}
+    return Enhanced(len(table.rows), len(table.rows) - len(scored), counts.total(), by_class)
 
 
 def _classes(table: _Table, vocabulary: Vocabulary, source: Path) -> list[list[int]]:

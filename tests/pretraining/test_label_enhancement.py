@@ -148,7 +148,8 @@ def test_psla_s_file(small: tuple[Path, Vocabulary, Ontology]) -> None:
         *small[1:],
         "none",
     )
-    assert done == Enhanced(n_clips=3, n_without_scores=1, n_added=4)
+    by_class = {"Bark, loud": 2, "Animal": 2}
+    assert done == Enhanced(n_clips=3, n_without_scores=1, n_added=4, by_class=by_class)
     after = json.loads((folder / "out.json").read_text())["data"]
     assert after[0] == {"wav": "audio/one.flac", "labels": "/m/d,/m/b,/m/a", "more": 1}
     assert after[2] == data[2]
