@@ -7,7 +7,8 @@ optimiser. Its batch is cut to `--clips` clips of 10 s without accumulation (8 f
 transformers), which costs a clip as much as a whole batch does; reading audio is not in it
 (`benchmarks.data_path` has that). "ours" is `Learner.training_step` as a run calls it; "plain" is
 the same arithmetic as a loop: the same augmentation, front end, loss, optimiser and gradient norm,
-without channels-last and without a look at what is finite. Both learn from the same clips, in turn.
+without channels-last and without a look at what is finite. Both learn from the same clips, in turn;
+their ratio is of clips/s.
 
 The share of the peak is (three times the forward pass's multiply-accumulates x 2) / time / (the
 2048^3 product in fp32 measured beside it). Memory is what the process held at most over its weights
