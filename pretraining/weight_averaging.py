@@ -47,7 +47,8 @@ def average_files(paths: Sequence[Path], target: Path, *, first_twice: bool = Fa
     """
     saved = [weight_files.read_saved(Path(path)) for path in paths]
     for path, one in zip(paths, saved, strict=True):
-        if one is None or saved[0] is None:
+        if one is None:
+            weight_files.read(Path(path))  # one that cannot be read is told as such
             raise weight_files.CheckpointError(f"{path} does not say of which checkpoint it is")
         for what in ("checkpoint", "labels", "head"):
             mine, theirs = getattr(one, what), getattr(saved[0], what)
