@@ -69,6 +69,10 @@ def random_model(backbone: str, seed: int) -> SEDModel:
 def _finished(model: SEDModel, recipe: Recipe, labels: Sequence[str], seed: int) -> SEDModel:
     if recipe.sequence_model is not None:
         model.sequence_model = sequence_model(recipe, model.backbone.embed_dim, seed)
+    if recipe.norm_momentum is not None:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = recipe.norm_momentum
     weak = recipe.stage == "weak"
     return with_head(model, labels, seed, head=recipe.head, strong=not weak, weak=weak)
 

@@ -27,7 +27,9 @@ class Recipe:
     The model. stage: of the result. start: checkpoint that it starts from unless another one or a
     backbone is given. sequence_model: as in a checkpoint's name (`gru-2048`); None: as the start
     has it. n_layers: of the sequence model; None: its usual number. head: "linear", or PSLA's
-    "multihead". n_classes: for a plan without a corpus.
+    "multihead". n_classes: for a plan without a corpus. norm_momentum: of batch norms' statistics;
+    None: as the network has it, which may be 0.01: a run of a few hundred steps from a random start
+    then ends with statistics that are still the start's, and scores nothing.
 
     What is learned. objective, weak_objective: names of `objectives.OBJECTIVES`, the second for the
     second corpus. distillation_weight: of the loss
@@ -59,6 +61,7 @@ class Recipe:
     n_layers: int | None = None
     head: str = "linear"
     n_classes: int = 447
+    norm_momentum: float | None = None
     objective: str = "strong"
     weak_objective: str = "distillation"
     distillation_weight: float = 0.0
@@ -112,6 +115,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
+        if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum is {self.norm_momentum}; it is above 0, at most 1")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(
                 f"distillation_weight is {self.distillation_weight}; it is from 0 to 1"

@@ -83,3 +83,16 @@ def test_recipes_in_bf16(name, corpus, tmp_path, monkeypatch) -> None:
     made = run(tiny_run(recipe, corpus, tmp_path / "out", teacher=teacher))
     assert made is not None and math.isfinite(made.fitted.loss)
     assert all(value.dtype != torch.bfloat16 for value in state(made.model).values())
+
+
+def test_statistics_of_norms_move_as_told(corpus, tmp_path) -> None:
+    """From a random start they have to: a network of many norms gives a constant until then."""
+    recipe = replace(shrunken(PRESETS["strong_teacher-no_rnn-beats"]), n_epochs=1)
+    means = []
+    for momentum in (None, 0.5):
+        job = tiny_run(replace(recipe, norm_momentum=momentum), corpus, tmp_path / str(momentum))
+        job = replace(job, sources=replace(job.sources, backbone="fmn04"), max_steps=1)
+        made = run(job)
+        norm = next(m for m in made.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        means.append(norm.running_mean)
+    assert torch.allclose(means[1] / means[0], torch.tensor(50.0), rtol=1e-3)
