@@ -15,6 +15,7 @@ from hear_pretrainedsed.api import load_model
 from pretraining import teacher_scores
 from pretraining.clips import decode, window
 from pretraining.corpus import Corpus
+from pretraining.importers import Request, list_clips
 from pretraining.teacher_scores import compute_scores, read_scores
 from pretraining.vocabulary import open_vocabulary
 from tests.pretraining.small_corpus import (
@@ -100,6 +101,22 @@ def test_labels_by_scores_of_a_file(
     assert labels_in(folder / "out.json") == [*wanted, BARK]
     n_added = sum(row.count("/m/") for row in wanted) - 3
     assert f"3 clips, 1 of them without scores; {n_added} labels added" in out
+
+
+def test_the_file_takes_the_place_of_the_one_it_is_made_from(run: Run, folder: Path) -> None:
+    audio = folder / "audio"
+    audio.mkdir()
+    for name in ("clip0_0", "clip3_0", "gone_0"):
+        (audio / f"{name}.flac").write_bytes(encoded(sound(0.2)))
+    run("--scores", folder / "scores.npz", "--threshold", "none")
+    classes = str(folder / "class_labels_indices.csv")
+    before, after = (
+        list_clips("psla", Request(audio=(audio,), weak=(folder / name,), classes=classes))
+        for name in ("labels.json", "out.json")
+    )
+    assert list(before.index.names) == list(after.index.names)
+    assert [before.index.row(i).weak for i in range(3)] == [(0,), (0, 2), (0,)]
+    assert [after.index.row(i).weak for i in range(3)] == [(0, 1, 2), (0, 1, 2), (0,)]
 
 
 def test_the_most_added_classes_are_told_first(run: Run, folder: Path) -> None:

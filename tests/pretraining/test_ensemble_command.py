@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hear_pretrainedsed import cli, weight_files
 from pretraining.corpus import Corpus
@@ -85,18 +86,28 @@ def test_three_ways_of_ensembling_on_two_splits(
     for folder in runs:  # what each run said itself
         own = [row["map"] for row in rows if row["system"].startswith(f"{folder.name}:")]
         assert own == [row["map"] for row in rows_of(folder / "results.csv")]
-    check_ensembles(rows[-4:], runs, corpus)
 
 
-def check_ensembles(rows: list[dict[str, str]], runs: list[Path], corpus: Corpus) -> None:
-    """Against the mean of the scores of the runs' averaged weights."""
-    scores, targets = [], None
-    for one in read_runs(runs):
+def test_ensembles_of_runs_are_of_their_averaged_weights(
+    run: Run, runs: list[Path], corpus: Corpus, tmp_path: Path
+) -> None:
+    chance = torch.Generator().manual_seed(0)
+    apart = []
+    for folder in runs:  # so short a run leaves all its weights alike
+        apart.append(changed_card(folder, tmp_path / folder.name))
+        path = apart[-1] / "averaged.safetensors"
+        contents = weight_files.read(path)
+        tensors = {k: v + torch.randn(v.shape, generator=chance) for k, v in contents[0].items()}
+        weight_files.write(path, tensors, contents.saved)
+    words = ("--valid", corpus.folder, "-o", tmp_path / "all.csv", "--device", "cpu")
+    assert run(*apart, *words)[0] == 0
+    rows, scores, targets = rows_of(tmp_path / "all.csv"), [], np.zeros(0)
+    for one in read_runs(apart):
         model = one.network()
         model.load_state_dict(weight_files.read(one.folder / "averaged.safetensors").tensors)
         found, targets = clip_table(model, corpus)
         scores.append(found)
-    for row, taken in zip(rows[::2], (scores[:2], scores), strict=True):
+    for row, taken in zip(rows[-2:], (scores[:2], scores), strict=True):
         found = weak_metrics(np.mean(taken, axis=0, dtype=np.float64), targets)
         assert int(row["n_models"]) == len(taken)
         assert row["map"] == f"{found.mean_ap:.6f}" and row["auc"] == f"{found.mean_auc:.6f}"
