@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -27,21 +28,26 @@ def network(checkpoint: Checkpoint) -> tuple[str, str]:
 
 def row(group: list[Checkpoint]) -> str:
     """One network: its checkpoints, its size, the strong one's score."""
-    first, last = group[0], group[-1]
+    first = group[0]
     backbone, sequence = network(first)
     stages = [c.name.split(".")[1].split("+")[0] for c in group]
-    cost = complexity(last)
+    costs = [complexity(c) for c in group if c.stage == group[-1].stage]
     name = f"`{backbone}.<stage>{'+' + sequence if sequence else ''}`"
     scores = [f"{c.psds1}" for c in group if c.psds1 is not None]
     cells = (
         name,
         " ".join(f"`{stage}`" for stage in stages),
-        f"{cost.parameters / 1e6:.1f}",
-        f"{cost.macs_with_attention / 1e9:.2f}",
+        _each(f"{cost.parameters / 1e6:.1f}" for cost in costs),
+        _each(f"{cost.macs_with_attention / 1e9:.2f}" for cost in costs),
         " / ".join(scores) or "-",
         first.licence,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _each(values: Iterable[str]) -> str:
+    """Values that differ, in their order: PSLA's heads have 527 or 200 classes."""
+    return " / ".join(dict.fromkeys(values))
 
 
 def table() -> str:
