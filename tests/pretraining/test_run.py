@@ -18,6 +18,11 @@ from pretraining.run import run
 from tests.pretraining.small_corpus import small_corpus
 from tests.pretraining.tiny_runs import add_teacher, shrunken, state, tiny, tiny_run  # noqa: F401
 
+HEAD = {f"head.{part}.{kind}" for part in ("strong", "weak") for kind in ("weight", "bias")} | {
+    "head.head_weight",
+    *(f"head.{m}.{i}.{k}" for m in ("att", "cla") for i in range(4) for k in ("weight", "bias")),
+}
+
 pytestmark = pytest.mark.usefixtures("tiny")
 
 
@@ -47,6 +52,7 @@ def test_every_recipe_makes_a_checkpoint(name, corpus, tmp_path, monkeypatch) ->
     after = state(made.model)
     moved = [k for k in before if k in after and not torch.equal(before[k], after[k])]
     assert {k.split(".")[0] for k in moved} >= {"backbone", "head"}
+    assert {k for k in load_file(made.path) if k.startswith("head.")} <= HEAD
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["recipe"] == name and card["data"]["corpus"]["sha256"] == corpus.sha256
     steps = [int(row["step"]) for row in read_curve(tmp_path / "out/run/log/metrics.csv")]

@@ -48,6 +48,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             onset = float(rng.uniform(0, 9))
             rows.append((f"c{i}_0", onset, onset + 1.5, MIDS[kind]))
             audio[int(onset * 16_000) : int((onset + 1.5) * 16_000)] *= 8 + kind
+        if i == 1:  # one class twice, overlapping
+            rows += [("c1_0", 4.0, 6.0, MIDS[0]), ("c1_0", 5.5, 7.0, MIDS[0])]
         (folder / "audio" / f"c{i}_0.flac").write_bytes(encoded(audio))
     strong = write_strong(folder / "strong.tsv", rows)
     request = Request(
