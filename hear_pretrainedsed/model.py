@@ -87,10 +87,13 @@ class SEDModel(nn.Module):
         return self.sequence_model(frames)
 
     def fast_frames(self, windows: Tensor) -> Tensor:
-        """`forward` for inference: through `inference_parts`, in their precision."""
+        """`forward` for inference: by `inference_parts`, the backbone some windows at a time."""
         backbone, sequence_model = self.inference_parts()
-        tokens = backbone(self.frontend(windows).to(self.precision))
-        return sequence_model(self.grid.to_frames(tokens)).float()
+        parts = [
+            self.grid.to_frames(backbone(self.frontend(part).to(self.precision)))
+            for part in windows.split(self._batch_size(windows))
+        ]
+        return sequence_model(torch.cat(parts)).float()
 
     def layer_frames(self, windows: Tensor, layers: Sequence[int]) -> Tensor:
         """Windows (n, 160000) -> the blocks' outputs side by side (n, 250, sum of dims)."""
@@ -131,7 +134,7 @@ class SEDModel(nn.Module):
         (batch, blocks, frames, dim), for a learned sum.
         """
         if layer is None:
-            return self._over_windows(audio, self.fast_frames)
+            return self._over_windows(audio, self.fast_frames, together=True)
         layers = self.layer_indices(layer)
         if layer == "all" and len(set(self.backbone.block_dims)) > 1:
             raise ValueError(
@@ -195,13 +198,19 @@ class SEDModel(nn.Module):
             mel = [self.mel_frames(windows)] if self.options.concat_mel else []
             return torch.cat([frames, *mel], dim=2)
 
-        return self._over_windows(audio, compute)
+        return self._over_windows(audio, compute, together=not layers)
 
     @torch.no_grad()
-    def _over_windows(self, audio: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Split audio, compute (n, 160000) -> (n, 250, dim) chunk by chunk, join."""
+    def _over_windows(
+        self, audio: Tensor, compute: Callable[[Tensor], Tensor], *, together: bool = False
+    ) -> Tensor:
+        """Split audio, compute (n, 160000) -> (n, 250, dim) chunk by chunk, join.
+
+        `together`: chunks are as large as the sequence model likes them.
+        """
         audio = self._prepare(audio)
-        size = self._batch_size(audio)
+        many = getattr(self.sequence_model, "n_together", 1) if together else 1
+        size = self._batch_size(audio) * many
         out: Tensor | None = None
         for windows, chunk in self.grid.windows(audio, self.options.windowing, size):
             frames = compute(windows)

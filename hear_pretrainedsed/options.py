@@ -26,8 +26,8 @@ class Options:
     sample_rate: of the audio that comes in, Hz; resampled inside when it is not 16 000.
     precision: "fp32" or "bf16", of backbone and sequence model; what comes out is float32.
     concat_mel: append the spec, averaged over each frame, to HEAR embeddings.
-    batch_size: windows computed at a time; None: 4, whose activations stay near a CPU's cache (8
-        at a time are up to a tenth slower), and 32 on a GPU.
+    batch_size: windows in the backbone at a time; None: 4, whose activations stay near a CPU's
+        cache (8 at a time are up to a tenth slower), and 32 on a GPU.
     vocabulary: file with the head's class names, for checkpoints whose names are not known here.
     """
 

@@ -267,3 +267,11 @@ def test_inference_parts_follow_the_weights(clip: Tensor) -> None:
     model(clip.repeat(2, 1))  # batch norms count
     model.eval()
     torch.testing.assert_close(model.frames(clip), model(clip), rtol=1e-4, atol=1e-4)
+
+
+def test_sequence_models_that_see_many_windows_at_a_time_give_the_same() -> None:
+    model = build_model("fmn04", sequence_model=("gru", 16), options=Options(batch_size=2)).eval()
+    assert model.sequence_model.n_together > 1
+    audio = torch.randn(5, 16_000 * 25)  # 15 windows: backbone by twos, sequence model at once
+    alone = torch.cat([model.frames(clip[None]) for clip in audio])
+    torch.testing.assert_close(model.frames(audio), alone, atol=1e-5, rtol=1e-4)

@@ -24,6 +24,8 @@ class SequenceModel(nn.Sequential):
     """
 
     out_dim: int
+    #: batches of the backbone that are run as one
+    n_together: ClassVar[int] = 1
     #: (pattern, replacement) pairs for `re.sub`: names in a file, below the prefix -> names here
     key_map: ClassVar[tuple[tuple[str, str], ...]] = ()
 

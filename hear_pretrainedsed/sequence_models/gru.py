@@ -13,6 +13,7 @@ class BiGru(SequenceModel):
     PretrainedSED's files name the layers `rnn.*`, as here, EfficientSED's `0.gru.*`.
     """
 
+    n_together = 8  # each of 250 steps reads all weights, however many windows there are
     key_map = ((r"^0\.gru\.", "rnn."),)
 
     def __init__(self, inputs: int, dim: int, n_layers: int = 2) -> None:
