@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from hear_pretrainedsed.training.augment import mixup, wav_mixup, wavmix
 from hear_pretrainedsed.training.augment_spec import (
-    MASK_VALUE,
     MIN_TIME_MASK,
     filter_augment,
     frame_shift,
@@ -39,7 +38,7 @@ class Augmentation:
     time_mask: what the masked share of the clip stays below; it is 0.05 at least.
     filter_augment, freq_warp: probabilities.
     spec_mask: what the widths of PSLA's masks stay below, (mels, spec frames). spec_mask_value:
-        what these hold, in normalised units; the default is PSLA's.
+        what these hold, in normalised units; None: what the front end makes of a zero, as PSLA.
     repaired_time_mask: a teacher's scores are masked with the audio; the originals never do that.
     draw_mel_edges: front ends whose mel range was drawn in their own training get another one a
         step. The trainer does that, between audio and specs.
@@ -56,7 +55,7 @@ class Augmentation:
     filter_augment: float | None = None
     freq_warp: float | None = None
     spec_mask: tuple[int, int] | None = None
-    spec_mask_value: float = MASK_VALUE
+    spec_mask_value: float | None = None
     repaired_time_mask: bool = False
     draw_mel_edges: bool = False
 
@@ -74,6 +73,10 @@ class Augmentation:
         sizes = self.spec_mask
         if sizes is not None and (len(sizes) != 2 or min(sizes) < 1):
             raise ValueError(f"spec_mask is {sizes}; it is (mels, spec frames), each at least 1")
+
+    def with_mask_value(self, value: float) -> Augmentation:
+        """The same, masks holding `value` unless another one is set."""
+        return self if self.spec_mask_value is not None else replace(self, spec_mask_value=value)
 
     def on_audio(self, batch: Batch, generator: torch.Generator) -> Batch:
         """What is done before the front end; all that is drawn comes from `generator` (CPU)."""
@@ -100,6 +103,7 @@ class Augmentation:
         if self.freq_warp is not None:
             batch = freq_warp(batch, generator, self.freq_warp)
         if self.spec_mask is not None:
+            assert self.spec_mask_value is not None, "with_mask_value comes first"
             batch = spec_mask(batch, generator, self.spec_mask, self.spec_mask_value)
         return batch
 

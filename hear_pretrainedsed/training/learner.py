@@ -20,6 +20,7 @@ from hear_pretrainedsed.training.chance import generator_for, seed_of
 from hear_pretrainedsed.training.curve import Curve
 from hear_pretrainedsed.training.ema import Ema
 from hear_pretrainedsed.training.finite import check_finite
+from hear_pretrainedsed.training.mask_value import mask_value
 from hear_pretrainedsed.training.material import own_rows
 from hear_pretrainedsed.training.optimizer import make_optimizer
 from hear_pretrainedsed.training.plan import Place, Plan
@@ -186,6 +187,7 @@ class Learner(LightningModule):
         batch = replace(batch, spec=self._spec(frontend, batch))
         if stream.teacher is not None:
             batch = replace(batch, teacher_spec=self._spec(stream.teacher.frontend, batch))
+        augmentation = augmentation.with_mask_value(mask_value(self.model.frontend))
         return augmentation.on_spec(batch, generator)
 
     def _spec(self, frontend: nn.Module, batch: Batch) -> Tensor:
