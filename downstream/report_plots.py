@@ -151,7 +151,7 @@ def by_sequence_model() -> Markup:
     lines: dict[str, list[tuple[float, float, str, str]]] = {}
     for checkpoint, gmacs in _published():
         if checkpoint.backbone == "fmn10" and "akd" not in checkpoint.name:
-            model, dim = checkpoint.sequence_model or ("", 0)
+            model, dim, *_ = checkpoint.sequence_model or ("", 0)
             point = (gmacs, checkpoint.psds1, str(dim or ""), checkpoint.name)
             lines.setdefault(model, []).append(point)
     (alone,) = lines.pop("")
@@ -163,7 +163,7 @@ def by_width() -> Markup:
     lines: dict[str, list[tuple[float, float, str, str]]] = {}
     for checkpoint, gmacs in _published():
         width = checkpoint.backbone
-        model, dim = checkpoint.sequence_model or ("", None)
+        model, dim, *_ = checkpoint.sequence_model or ("", None)
         if width in _WIDTH_DIMS and "akd" not in checkpoint.name:
             if dim in (None, _WIDTH_DIMS[width]):
                 point = (gmacs, checkpoint.psds1, "" if model else width, checkpoint.name)

@@ -163,10 +163,11 @@ def save_weights(model: SEDModel, path: str | Path) -> None:
     """
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     head = next((name for name, kind in HEADS.items() if type(model.head) is kind), None)
-    first = next((v for k, v in state.items() if k.startswith("head.") and v.ndim > 1), None)
-    n_classes = None if first is None else len(first)
+    n = next((len(v) for k, v in state.items() if k.startswith("head.") and v.ndim > 1), None)
     name, origin = (model.provenance.get(key) for key in ("checkpoint", "origin"))
-    write(Path(path), state, Saved(name, head, model.labels, n_classes, model.decoding, origin))
+    layers = getattr(model.sequence_model, "n_layers", None)
+    facts = Saved(name, head, model.labels, n, model.decoding, origin, layers)
+    write(Path(path), state, facts)
 
 
 @contextmanager

@@ -342,7 +342,7 @@ HEADS = {
 def build_model(
     backbone: str,
     *,
-    sequence_model: tuple[str, int] | None = None,
+    sequence_model: tuple[str, int] | tuple[str, int, int] | None = None,
     head: str | None = None,
     labels: Sequence[str] | None = None,
     n_classes: int | None = None,
@@ -351,19 +351,19 @@ def build_model(
 ) -> SEDModel:
     """A model at random weights, in eval mode: no file is read and nothing is printed.
 
-    `sequence_model` is (name, dim); `head` is a key of `HEADS` and needs `labels`, or `n_classes`
-    where their names are not known; `clip_s` is the longest clip such a head sees at once if it
-    pools tokens (None: what the spec of a window spans).
+    `sequence_model` is (name, dim), or (name, dim, layers); `head` is a key of `HEADS` and needs
+    `labels`, or `n_classes` where their names are not known; `clip_s` is the longest clip such a
+    head sees at once if it pools tokens (None: what the spec of a window spans).
     """
     if backbone not in BACKBONES:
         raise ValueError(unknown("backbone", backbone, BACKBONES))
     body = BACKBONES[backbone]()
     sequence, dim = None, body.embed_dim
     if sequence_model is not None:
-        name, width = sequence_model
+        name, *sizes = sequence_model
         if name not in SEQUENCE_MODELS:
             raise ValueError(unknown("sequence model", name, SEQUENCE_MODELS))
-        sequence = SEQUENCE_MODELS[name](dim, width)
+        sequence = SEQUENCE_MODELS[name](dim, *sizes)
         dim = sequence.out_dim
     n_classes = len(labels) if labels else n_classes
     if (head is None) != (n_classes is None):

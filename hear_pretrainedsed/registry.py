@@ -83,6 +83,7 @@ class Checkpoint:
     paper: str = "pretrainedsed"  # of the system that published it; key in assets/references.bib
     names: tuple[str, ...] | None = None
     own: bool = False
+    n_layers: int | None = None  # of the sequence model; None: its usual number
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -100,10 +101,16 @@ class Checkpoint:
         return re.split(r"[-+]", self.name.split(".")[1])[0]
 
     @property
-    def sequence_model(self) -> tuple[str, int] | None:
-        """(key of `SEQUENCE_MODELS`, dim), from the part of the name after the plus sign."""
+    def sequence_model(self) -> tuple[str, int] | tuple[str, int, int] | None:
+        """(key of `SEQUENCE_MODELS`, dim), from the part of the name after the plus sign.
+
+        And the number of its layers, where that is not the usual one.
+        """
         _, plus, sequence = self.name.partition("+")
-        return (sequence.split("-")[0], int(sequence.split("-")[1])) if plus else None
+        if not plus:
+            return None
+        name, dim = sequence.split("-")
+        return (name, int(dim)) if self.n_layers is None else (name, int(dim), self.n_layers)
 
     @property
     def url(self) -> str | None:

@@ -146,6 +146,7 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
         own=True,
     )
     if (saved := contents.saved) is not None:
+        new = replace(new, n_layers=saved.n_layers)
         if saved.head is None:
             return new
         count = len(saved.labels) if saved.labels else saved.n_classes

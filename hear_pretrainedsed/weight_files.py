@@ -46,6 +46,7 @@ class Saved:
     n_classes: int | None = None
     decoding: Decoding | None = None  # of its scores, class by class
     origin: dict[str, Any] | None = None  # what it was trained from, and how
+    n_layers: int | None = None  # of its sequence model, where that may be chosen
 
 
 class Contents(NamedTuple):
@@ -231,6 +232,7 @@ def _saved(content: Mapping, path: Path) -> Saved | None:
         (saved.labels, list | None),
         (saved.n_classes, int | None),
         (saved.origin, dict | None),
+        (saved.n_layers, int | None),
     )
     n_classes = saved.n_classes if saved.labels is None else len(saved.labels or ())
     fits = saved.decoding is None or len(saved.decoding.thresholds) == n_classes

@@ -70,7 +70,8 @@ class RunFolder:
             raise ValueError(f"{self.folder / CARD} tells neither a backbone nor a start")
         sequence = start and start.sequence_model
         if config.get("sequence_model"):
-            sequence = sequence_of(config["sequence_model"])
+            layers = (config["n_layers"],) if config.get("n_layers") else ()
+            sequence = (*sequence_of(config["sequence_model"]), *layers)
         options = Options(batch_size=batch_size)
         return build_model(
             backbone, sequence_model=sequence, head=self.head, labels=self.labels, options=options

@@ -106,6 +106,19 @@ def test_a_new_process_knows_it(tuned, own_cache) -> None:
     )
 
 
+def test_other_numbers_of_layers_are_in_the_file(tmp_path, own_cache) -> None:
+    torch.manual_seed(0)
+    labels = ("bark", "meow")
+    model = build_model("fmn04", sequence_model=("gru", 8, 3), head="linear", labels=labels)
+    save_weights(model, tmp_path / "model.safetensors")
+    name = import_checkpoint(tmp_path / "model.safetensors", "fmn04.strong-deep+gru-8").name
+    assert CHECKPOINTS[name].sequence_model == ("gru", 8, 3)
+    audio = torch.randn(1, 32_000)
+    assert torch.equal(hps.load_model(checkpoint=name).scores(audio), model.scores(audio))
+    code = f"import hear_pretrainedsed as h; print(h.load_model(checkpoint='{name}').frame_dim)"
+    assert in_a_new_process(code).strip() == "16"
+
+
 def test_removed_it_is_gone_and_its_name_is_free(tuned, own_cache, capsys) -> None:
     import_checkpoint(tuned, NAME)
     file = own_cache / get_checkpoint(NAME).file

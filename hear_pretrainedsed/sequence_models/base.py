@@ -24,6 +24,7 @@ class SequenceModel(nn.Sequential):
     """
 
     out_dim: int
+    n_layers: int | None = None  # where that may be chosen
     #: batches of the backbone that are run as one
     n_together: ClassVar[int] = 1
     #: (pattern, replacement) pairs for `re.sub`: names in a file, below the prefix -> names here

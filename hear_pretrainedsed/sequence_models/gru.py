@@ -21,7 +21,7 @@ class BiGru(SequenceModel):
         if dim < 1:
             raise ValueError(f"width {dim} of gru-{dim} has to be positive")
         self.rnn = nn.GRU(inputs, dim, n_layers, batch_first=True, bidirectional=True)
-        self.out_dim = 2 * dim
+        self.out_dim, self.n_layers = 2 * dim, n_layers
 
     def release_names(self, name: str) -> list[str]:
         """EfficientSED's name: no file of PretrainedSED's release has a sequence model."""

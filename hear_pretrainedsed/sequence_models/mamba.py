@@ -129,4 +129,4 @@ class Mamba(SequenceModel):
     def __init__(self, inputs: int, dim: int, n_layers: int = N_LAYERS) -> None:
         head_size("mamba", dim, 1)
         super().__init__(nn.Linear(inputs, dim), nn.LayerNorm(dim), MambaLayers(dim, n_layers))
-        self.out_dim = dim
+        self.out_dim, self.n_layers = dim, n_layers

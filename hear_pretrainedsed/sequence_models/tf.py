@@ -59,5 +59,5 @@ class Tf(SequenceModel):
     def __init__(self, inputs: int, dim: int, n_layers: int = N_LAYERS) -> None:
         layers = TfLayers(dim, n_layers)
         super().__init__(nn.Linear(inputs, dim), layers)
-        self.out_dim = dim
+        self.out_dim, self.n_layers = dim, n_layers
         init_linears(self)
