@@ -39,7 +39,8 @@ def weak(model: SEDModel, frames: Tensor, batch: Batch) -> Tensor:
 def psla(model: SEDModel, tokens: Tensor, batch: Batch) -> Tensor:
     """The same of the clip's *scores*, clamped to [1e-7, 1 - 1e-7]."""
     scores = model.head.clip(tokens).float().clamp(1e-7, 1 - 1e-7)
-    return F.binary_cross_entropy(scores, batch.weak, reduction="none").mean(dim=1)
+    with torch.autocast(scores.device.type, enabled=False):  # refuses it, where 16 bits are used
+        return F.binary_cross_entropy(scores, batch.weak, reduction="none").mean(dim=1)
 
 
 OBJECTIVES: dict[str, Callable[[SEDModel, Tensor, Batch], Tensor]] = {
