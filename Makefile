@@ -43,7 +43,7 @@ demo: env-core
 test: env-hear
 	@$(PYTEST) $(PYTEST_ARGS)
 
-quick: env-core
+quick: env-hear
 	@$(PYTEST) -m "not slow and not hear" $(PYTEST_ARGS)
 
 lint: env-core
