@@ -48,6 +48,7 @@ from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
 from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.learner import Learner
+from hear_pretrainedsed.training.mask_value import mask_value
 from hear_pretrainedsed.training.optimizer import make_optimizer
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
@@ -139,6 +140,7 @@ class PlainLoop:
             batch = augmentation.on_audio(batch, generator)
             if augmentation.draw_mel_edges:
                 frontend = frontend.with_drawn_edges(generator)
+            augmentation = augmentation.with_mask_value(mask_value(self.model.frontend))
             batch = augmentation.on_spec(replace(batch, spec=frontend(batch.audio)), generator)
         loss = self.stream.loss(self.model, batch).mean()
         loss.backward()
