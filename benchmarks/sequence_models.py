@@ -61,7 +61,7 @@ def row(name: str, batch: int, rounds: int) -> list[str]:
     jobs = {
         "ours": lambda: model.frames(audio),
         "plain": lambda: model(audio),
-        "sequence": lambda: [sequence(part) for part in frames.split(4)],
+        "sequence": lambda: [sequence(x) for x in frames.split(4 * sequence.n_together)],
     }
     with torch.inference_mode():
         times = interleaved(jobs, rounds)
