@@ -22,7 +22,7 @@ COMMANDS = {
     "ensemble-results": ("pretraining.ensemble_command", "ensemble_results"),
     "build-task": ("downstream.build_task", "build_task"),
 }
-_LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source")
+_LISTS = ("--checkpoints", "--tasks", "--protocols", "--modes", "--source", "--audio", "--strong")
 
 
 def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:

@@ -45,6 +45,6 @@ def summarise(
     for name, one in of_files.items():
         results.add_checkpoint(name, one)
     average_files(files, out / AVERAGED, first_twice=first_twice)
-    results.add("averaged weights", scores(out / AVERAGED), len(files))
+    results.add("averaged weights", scores(out / AVERAGED))
     write_csv(out / RESULTS, results.rows())
     write_csv(out / BY_EPOCH, results.epochs)
