@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import interleaved, machine, seconds, spread
+from benchmarks.memory import peak_gb
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.registry import get_checkpoint
@@ -198,8 +198,7 @@ def sampler_rows(n_clips: int) -> list[tuple[str, str]]:
     clips: list[Labelled] = [index.row(i) for i in range(2000)]
     spent = seconds(lambda: [encode(row.events or (), N_CLASSES) for row in clips]) / len(clips)
     rows.append(("targets of a clip (250 x 447)", f"{1e6 * spent:.0f} us"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return [*rows, ("peak memory", f"{peak:.2f} GB")]
+    return [*rows, ("peak memory", f"{peak_gb():.2f} GB")]
 
 
 def in_a_process(n_clips: int) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import interleaved, machine, peak_gflops, spread
+from benchmarks.memory import forget_peak, peak_gb
 from hear_pretrainedsed.complexity import count
 from hear_pretrainedsed.model import SEDModel, build_model
 from hear_pretrainedsed.options import Options
@@ -64,7 +64,8 @@ def equal_decisions(fp32: SEDModel, bf16: SEDModel, audio: Tensor) -> float:
 
 def measure(backbone: str, rounds: int) -> dict[str, object]:
     """All figures of one backbone; lists are one value a round."""
-    before = peak_memory_gb()
+    forget_peak()
+    before = peak_gb()
     fp32, bf16 = (model_of(backbone, precision) for precision in ("fp32", "bf16"))
     audio = clips(8)
     peaks: list[float] = []
@@ -76,7 +77,7 @@ def measure(backbone: str, rounds: int) -> dict[str, object]:
         "fp32 8": lambda: fp32.frames(audio),
     }
     fp32.frames(audio)
-    memory_gb = peak_memory_gb() - before
+    memory_gb = peak_gb() - before
     jobs |= {
         "plain 8": lambda: fp32(audio),
         "bf16 1": lambda: bf16.frames(audio[:1]),
@@ -103,11 +104,6 @@ def measure(backbone: str, rounds: int) -> dict[str, object]:
 def ratio(slow: list[float], fast: list[float]) -> list[float]:
     """Round by round."""
     return [a / b for a, b in zip(slow, fast, strict=True)]
-
-
-def peak_memory_gb() -> float:
-    """Most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_frontends(rounds: int) -> dict[str, list[float]]:

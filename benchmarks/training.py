@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,8 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.embed import clips, peak_memory_gb, ratio
+from benchmarks.embed import clips, ratio
 from benchmarks.measure import interleaved, machine, peak_gflops, spread
+from benchmarks.memory import forget_peak, held_gb, peak_gb
 from hear_pretrainedsed.complexity import count
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel, build_model
@@ -197,32 +196,6 @@ def half(recipe: Recipe) -> AbstractContextManager[object]:
     return torch.autocast("cpu", PRECISIONS[recipe.precision])
 
 
-def held_gb() -> float:
-    """Memory that this process holds now; where nothing tells, the most it ever held."""
-    path = Path("/proc/self/statm")
-    if not path.exists():
-        return peak_memory_gb()
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def most_gb() -> float:
-    """The most memory that this process held since `forget_peak`, or since it began."""
-    path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.exists() else []
-    kilobytes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    if kilobytes:
-        return int(kilobytes[0]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def forget_peak() -> None:
-    """Begin to measure the peak anew, where the kernel lets us."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
 def measure(name: str, n_clips: int, rounds: int) -> dict[str, object]:
     """All figures of a row; lists are one value a round."""
     recipe, backbone = recipe_of(name)
@@ -246,7 +219,7 @@ def measure(name: str, n_clips: int, rounds: int) -> dict[str, object]:
         ours()
         first = learner.progress.loss
         ours()
-        memory_gb = most_gb() - before
+        memory_gb = peak_gb() - before
         plain = PlainLoop(random_start(recipe, backbone, recipe.n_classes), stream, plan)
 
         def loop() -> None:
