@@ -69,7 +69,7 @@ def whole_way(data: Path, out: Path, epochs: int, *, more: tuple[str, ...] = ())
     def pretrain(name: str, preset: str, *words: object) -> Stage:
         begun, folder = time.monotonic(), out / preset
         sources = ("--corpus", corpora["train"], "--valid", corpora["eval"], "-o", folder)
-        shared = {"n_epochs": epochs, "valid_every_epochs": epochs, "batch": 16}
+        shared = {"n_epochs": epochs, "valid_every_epochs": epochs, "batch": 8}
         words += _settings(**shared, norm_momentum=0.1, precision="fp32")
         run("pretrain", "--preset", preset, *sources, "--logger", "csv", *words, *more)
         run("import", folder / "model.safetensors", "--as", name)
@@ -88,8 +88,9 @@ def whole_way(data: Path, out: Path, epochs: int, *, more: tuple[str, ...] = ())
     begun, logits = time.monotonic(), out / "pseudo.h5"
     run("pseudo-labels", "--checkpoints", TEACHER, "--corpus", corpora["train"], "-o", logits)
     yield Stage("pseudo labels", float("nan"), time.monotonic() - begun)
-    plain = _settings(lr=2e-3, backbone_lr=2e-3, sequence_model=None, n_warmup_steps=20)
-    plain += _settings(accumulation=1)
+    plain = _settings(lr=3e-3, backbone_lr=3e-3, sequence_model=None, n_warmup_steps=20)
+    plain += _settings(accumulation=1, layer_decay=1.0)
+    plain += ("--set", "augmentation.wavmix=None", "--set", "augmentation.frame_shift=None")
     yield pretrain(STUDENT, "fmn_student", "-c", WEAK, "--pseudo-labels", logits, *plain)
 
 
