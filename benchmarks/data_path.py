@@ -25,9 +25,8 @@ import numpy as np
 import soundfile
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.measure import interleaved, machine, seconds, spread
+from benchmarks.measure import interleaved, machine, seconds, spread, table
 from benchmarks.memory import peak_gb
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.model import build_model
@@ -205,17 +204,6 @@ def in_a_process(n_clips: int) -> list[tuple[str, str]]:
     """`sampler_rows` in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(sampler_rows, (n_clips,))
-
-
-def table(title: str, columns: list[str], rows: Iterator[tuple[str, ...]]) -> Table:
-    """Rows as a table, numbers to the right."""
-    shown = Table(*columns, title=title)
-    shown.columns[0].no_wrap = True
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 SIZE = 2048
 
@@ -58,3 +59,14 @@ def spread(values: list[float], digits: int = 2) -> str:
     """Median and range, as "1.23 (1.10-1.40)"."""
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows as a table, numbers to the right."""
+    shown = Table(*columns, title=title)
+    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        shown.add_row(*row)
+    return shown

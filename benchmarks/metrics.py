@@ -27,10 +27,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from scipy import ndimage
 
-from benchmarks.measure import machine, seconds
+from benchmarks.measure import machine, seconds, table
 from downstream.metrics import (
     PSDS1,
     Score,
@@ -317,16 +316,6 @@ def plain_row(part: dict[str, np.ndarray], events: EventDict, n_clips: int) -> t
         "1.0",
         "PSDS1 without its curves",
     )
-
-
-def table(title: str, columns: list[str], rows: Iterator[tuple[str, ...]]) -> Table:
-    """Rows as a table, numbers to the right."""
-    shown = Table(*columns, title=title)
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 def main() -> None:

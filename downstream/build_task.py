@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from downstream.tasks import TASKS
 from downstream.tasks.hear_writer import whole_folder
 from downstream.tasks.sources import Sources
 from downstream.tasks.task import Progress
+from hear_pretrainedsed.progress import count_bar
 from hear_pretrainedsed.registry import unknown
 
 
@@ -39,18 +38,5 @@ def build_task(
     out: Annotated[Path, typer.Option("--out", "-o", help="The task's new folder.")],
 ) -> None:
     """Make a task's folder from its authors' archives: HEAR's splits, 16 kHz."""
-    with _bar(name) as progress:
+    with count_bar(name) as progress:
         build(name, source, out, progress)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        line = bar.add_task(name, total=None)
-        yield lambda n_done, n_clips: bar.update(line, completed=n_done, total=n_clips)

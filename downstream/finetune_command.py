@@ -18,7 +18,6 @@ from typing import Annotated
 import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from downstream import finetune as tuning
 from downstream import results
@@ -35,15 +34,24 @@ from hear_pretrainedsed.cli_options import (
     Device,
     Option,
     Precision,
-    device_of,
 )
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import known_sha256
 from hear_pretrainedsed.registry import get_checkpoint, unknown
+from hear_pretrainedsed.training.command_options import (
+    Devices,
+    DryRun,
+    LoggerName,
+    Nodes,
+    SaveEvery,
+    Seed,
+    Workers,
+    groups_table,
+    place_of,
+)
 from hear_pretrainedsed.training.estimate import memory
-from hear_pretrainedsed.training.fit import check_config, check_logger, default_logger
+from hear_pretrainedsed.training.fit import check_config
 from hear_pretrainedsed.training.optimizer import groups
-from hear_pretrainedsed.training.plan import Place
 
 Data = Annotated[
     Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
@@ -54,17 +62,6 @@ WeightsFile = Annotated[Path | None, Option("--weights", help="A file to start f
 ProtocolName = Annotated[str, Option("--protocol", help="paper or best.")]
 MaxSteps = Annotated[int | None, Option(min=1, help="No training has more steps.")]
 StepsScale = Annotated[float | None, Option(help="All steps times this.")]
-Devices = Annotated[int, Option("--devices", min=1, help="Processes a node, one a GPU.")]
-Nodes = Annotated[int, Option("--num-nodes", min=1, help="Started by torchrun or Slurm.")]
-Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; none: auto.")]
-LoggerName = Annotated[
-    str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
-]
-SaveEvery = Annotated[
-    int | None, Option(min=1, help="Steps from one saving to the next, for a run that is killed.")
-]
-Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about the data are errors.")]
 
 _RUNS, _MODELS = "runs", "model*.safetensors"
@@ -96,15 +93,15 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
-    place = Place(
+    place = place_of(
         out / _RUNS,
-        device=str(device_of(device)),
-        n_devices=devices,
-        n_nodes=num_nodes,
-        micro_pieces=batch_size,
-        n_workers=_workers(workers, str(device_of(device))),
-        logger=_logger(logger),
-        save_every_steps=save_every,
+        device=device,
+        devices=devices,
+        num_nodes=num_nodes,
+        batch_size=batch_size,
+        workers=workers,
+        logger=logger,
+        save_every=save_every,
     )
     get_checkpoint(checkpoint)
     opened = _open(data, task, strict)
@@ -131,19 +128,6 @@ def _weights(checkpoint: str, path: Path | None) -> Weights:
     if not path.is_file():
         raise ValueError(f"--weights: there is no file {path}")
     return Weights(checkpoint, path, known_sha256(path))
-
-
-def _workers(given: int | None, device: str) -> int:
-    """Audio is read beside a GPU's work by other processes; a CPU has enough to do."""
-    return given if given is not None else (0 if device == "cpu" else 4)
-
-
-def _logger(name: str | None) -> str | None:
-    if name == "none":
-        return None
-    name = name or default_logger()
-    check_logger(name)
-    return name
 
 
 def run(job: tuning.Job, out: Path) -> None:
@@ -220,11 +204,6 @@ def print_plan(job: tuning.Job) -> None:
     n_blocks = model.backbone.n_blocks
     plans = [job.recipe.plan(order, lr, job.settings, n_blocks) for lr in job.recipe.lrs]
     plan = plans[0]
-    table = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
-    for group in groups(model, plan):
-        n = sum(p.numel() for p in group["params"])
-        row = (f"{len(group['params'])}", f"{n:,}", f"{group['lr']:.3g}", group["weight_decay"])
-        table.add_row(group["name"], *map(str, row))
     need = memory(model, plan, job.place)
     rotations = len(job.task.rotations)
     processes = job.place.n_devices * job.place.n_nodes
@@ -241,7 +220,7 @@ def print_plan(job: tuning.Job) -> None:
         f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
         f"activations {_gigabytes(need.activations)}",
     }
-    Console().print(table)
+    Console().print(groups_table(groups(model, plan)))
     print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
 
 

@@ -14,13 +14,12 @@ pieces are drawn class by class (`training.pieces.Order`).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from downstream.protocols.base import Settings
 from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.pieces import Order
-from hear_pretrainedsed.training.plan import Plan
+from hear_pretrainedsed.training.plan import Plan, share_of_steps
 
 _DECAY_BLOCKS = 12
 
@@ -67,14 +66,8 @@ class Recipe:
 
     def scale(self, order: Order, settings: Settings) -> float:
         """Share of all steps that is made."""
-        scale = 1.0 if settings.steps_scale is None else settings.steps_scale
-        if not 0 < scale < math.inf:
-            raise ValueError(f"steps_scale is {scale}; it has to be above 0 (1: all steps)")
-        if settings.max_steps is None:
-            return scale
-        if settings.max_steps < 1:
-            raise ValueError(f"max_steps is {settings.max_steps}; it is at least 1")
-        return min(scale, settings.max_steps / self.all_steps(order))
+        steps = self.all_steps(order)
+        return share_of_steps(steps, settings.steps_scale, settings.max_steps)
 
     @property
     def augmentation(self) -> Augmentation:

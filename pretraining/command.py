@@ -18,10 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hear_pretrainedsed.cli_options import BatchSize, Device, Option, device_of
+from hear_pretrainedsed.cli_options import BatchSize, Device, Option
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.registry import unknown
-from hear_pretrainedsed.training.fit import check_logger, default_logger
+from hear_pretrainedsed.training.command_options import (
+    Devices,
+    DryRun,
+    LoggerName,
+    Nodes,
+    SaveEvery,
+    Seed,
+    Workers,
+    place_of,
+)
 from hear_pretrainedsed.training.plan import Place
 from pretraining.build import backbone_of, random_start
 from pretraining.config import Recipe, with_settings
@@ -41,17 +50,8 @@ Pseudo = Annotated[Path | None, Option("--pseudo-labels", help="HDF5 of an ensem
 Teacher = Annotated[str | None, Option("--teacher", help="Frozen one; none: the preset's.")]
 MaxSteps = Annotated[int | None, Option(min=1, help="The run has no more steps.")]
 StepsScale = Annotated[float, Option(help="All steps times this.")]
-Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
-Devices = Annotated[int, Option("--devices", min=1, help="Processes a node, one a GPU.")]
-Nodes = Annotated[int, Option("--num-nodes", min=1, help="Started by torchrun or Slurm.")]
 PrecisionName = Annotated[str | None, Option("--precision", help="fp32 or bf16; else preset's.")]
-Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; none: auto.")]
-LoggerName = Annotated[
-    str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
-]
-SaveEvery = Annotated[int | None, Option(min=1, help="Steps from one saving to the next.")]
 Set = Annotated[list[str] | None, Option("--set", help="FIELD=VALUE of the recipe, repeatable.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
 CorpusSize = Annotated[int | None, Option(min=1, help="Clips, for a plan without a corpus.")]
 ClipsPerS = Annotated[float | None, Option(help="Throughput for the plan; none: measured here.")]
 
@@ -91,18 +91,16 @@ def pretrain(
     if preset is None:
         raise ValueError("give --preset NAME; --list names them")
     recipe = _recipe(preset, set_ or [], precision)
-    place = Place(
+    place = place_of(
         out or Path(),
-        device=str(device_of(device)),
-        n_devices=devices,
-        n_nodes=num_nodes,
-        micro_pieces=batch_size,
-        n_workers=workers or 0,
-        logger=_logger(logger),
-        save_every_steps=save_every,
+        device=device,
+        devices=devices,
+        num_nodes=num_nodes,
+        batch_size=batch_size,
+        workers=workers,
+        logger=logger,
+        save_every=save_every,
     )
-    if workers is None and place.device != "cpu":  # a CPU has enough to do
-        place = replace(place, n_workers=4)
     scale = {"steps_scale": steps_scale, "max_steps": max_steps}
     if dry_run:
         network = backbone_of(checkpoint, backbone, recipe)
@@ -125,14 +123,6 @@ def _recipe(preset: str, settings: list[str], precision: str | None) -> Recipe:
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
     return recipe if precision is None else replace(recipe, precision=precision)
-
-
-def _logger(name: str | None) -> str | None:
-    if name == "none":
-        return None
-    name = name or default_logger()
-    check_logger(name)
-    return name
 
 
 def train(job: Run) -> None:  # noqa: F821

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from hear_pretrainedsed.registry import SEQUENCE_MODELS, STAGES, unknown
 from hear_pretrainedsed.training.augmentation import Augmentation
-from hear_pretrainedsed.training.plan import Plan
+from hear_pretrainedsed.training.plan import Plan, share_of_steps
 from pretraining.objectives import OBJECTIVES
 from pretraining.sampling import WEIGHTS
 
@@ -145,13 +144,9 @@ class Recipe:
 
     def plan(self, n_clips: int, *, steps_scale: float = 1.0, max_steps: int | None = None) -> Plan:
         """How a training on `n_clips` goes; all that is counted in steps shrinks alike."""
-        if not 0 < steps_scale < math.inf:
-            raise ValueError(f"steps_scale is {steps_scale}; it has to be above 0 (1: all steps)")
         epoch = self.steps_per_epoch(n_clips)
         all_steps = self.n_epochs * epoch
-        scale = steps_scale
-        if max_steps is not None:
-            scale = min(scale, max_steps / all_steps)
+        scale = share_of_steps(all_steps, steps_scale, max_steps)
         n_steps = max(1, round(scale * all_steps))
         n_warmup = self.n_warmup_steps
         if n_warmup is None:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from hear_pretrainedsed.progress import Progress
 from hear_pretrainedsed.registry import unknown
 from pretraining.clip_index import ClipIndex, IndexEvent, Names
 
 FORMAT = 1
 NAME, SPLIT = "corpus", "train"
 MANIFEST, INDEX = "manifest.json", "index.npz"
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is."""
 
 _READ_BYTES = 1 << 22
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hear_pretrainedsed.progress import count_bar
 from hear_pretrainedsed.registry import unknown
-from pretraining.corpus import Corpus, Progress, check_corpus, open_corpus
+from pretraining.corpus import Corpus, check_corpus, open_corpus
 from pretraining.corpus_writer import write_corpus
 from pretraining.importers import IMPORTERS, Request, list_clips
 
@@ -53,12 +51,12 @@ def corpus(
     if action != "build" and (request != Request() or licence is not None):
         raise ValueError(f"corpus {action} takes a folder only: the other options are of `build`")
     if action == "build":
-        with _bar("shards") as progress:
+        with count_bar("shards") as progress:
             listing = list_clips(importer, request)
             options = {"n_workers": workers, "licence": licence, "progress": progress}
             write_corpus(listing, folder, **options)
     if action == "check":
-        with _bar("files") as progress:
+        with count_bar("files") as progress:
             problems = check_corpus(folder, progress)
         for problem in problems:
             typer.echo(f"hear-pretrainedsed: {problem}", err=True)
@@ -98,16 +96,3 @@ def _extremes(corpus: Corpus) -> list[str]:
 def _some(what: str, names: list[str]) -> str:
     shown = f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
     return f"{what}: {len(names)}{shown}"
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        line = bar.add_task(what, total=None)
-        yield lambda n_done, n_all: bar.update(line, completed=n_done, total=n_all)

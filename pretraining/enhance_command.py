@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from hear_pretrainedsed.cli_options import Argument, Device, Option, Precision, device_of
+from hear_pretrainedsed.progress import count_bar
 from hear_pretrainedsed.registry import get_checkpoint, unknown
 from pretraining.enhanced_files import Enhanced, clip_names, enhance_file
 from pretraining.importers.listing import pick
@@ -105,7 +103,7 @@ def _computed(
     model = load_model(checkpoint=checkpoint, **options)
     numbers = sorted(place[name] for name in there)
     size = int(str(options["batch_size"]))
-    with _bar() as progress:
+    with count_bar("clips") as progress:
         return compute_scores(
             model, corpus, numbers, vocabulary, batch_size=size, progress=progress
         )
@@ -133,15 +131,3 @@ def _write(
         print(f"{n:8} {label}")
     if len(told) > _TOLD:
         print(f"{sum(n for _, n in told[_TOLD:]):8} of {len(told) - _TOLD} other classes")
-
-
-@contextmanager
-def _bar() -> Iterator:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("clips", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        line = bar.add_task("", total=None)
-        yield lambda n_done, n_all: bar.update(line, completed=n_done, total=n_all)

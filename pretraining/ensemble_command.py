@@ -6,10 +6,9 @@ settings.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ import torch
 from hear_pretrainedsed import weight_files
 from hear_pretrainedsed.cli_options import Argument, BatchSize, Device, Option, device_of
 from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.progress import count_bar
 from pretraining.corpus import Corpus, open_corpus
 from pretraining.ensembling import Member, ensemble, members
 from pretraining.run_folders import RunFolder, names_of_settings, read_runs
@@ -51,8 +51,10 @@ def ensemble_results(
     if evaluation is not None:
         splits[EVALUATION] = open_corpus(evaluation)
     n_files = sum(len(run.epochs) + 1 for run in found)
-    with _bar(n_files) as tell:
-        rows = table(found, splits, device_of(device), batch_size, tell)
+    done = count(1)
+    with count_bar("files of weights") as bar:
+        place = device_of(device)
+        rows = table(found, splits, place, batch_size, lambda: bar(next(done), n_files))
     write_csv(out, rows)
     for row in rows:
         values = f"mAP {row.map:.4f}  AUC {row.auc:.4f}  d' {row.d_prime:.3f}"
@@ -123,15 +125,3 @@ class _Scorer:
             found[split], self.targets[split] = clip_table(self.model, corpus)
         self.tell()
         return found
-
-
-@contextmanager
-def _bar(n_files: int) -> Iterator[Tell]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("files of weights", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        line = bar.add_task("", total=n_files)
-        yield lambda: bar.advance(line)

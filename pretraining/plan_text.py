@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.training.command_options import groups_table
 from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.optimizer import groups, make_optimizer
 from hear_pretrainedsed.training.pieces import GRID
@@ -78,12 +79,7 @@ class Outlook:
 
     def table(self) -> Table:
         """Parameters by group of the optimiser."""
-        table = Table("group", "tensors", "parameters", "lr", "weight decay", box=None)
-        for group in groups(self.model, self.plan):
-            n = sum(p.numel() for p in group["params"])
-            row = (len(group["params"]), f"{n:,}", f"{group['lr']:.3g}", group["weight_decay"])
-            table.add_row(group["name"], *map(str, row))
-        return table
+        return groups_table(groups(self.model, self.plan))
 
 
 def measured_clips_per_s(model: SEDModel, plan: Plan) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,6 +24,7 @@ import torch
 from hear_pretrainedsed.audio import AudioError
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.progress import Progress
 from pretraining.clips import MAX_BROKEN, broken_line, decode, window
 from pretraining.corpus import Corpus
 
@@ -37,9 +38,6 @@ FILENAMES, LOGITS, N_DONE, ORIGIN, BROKEN = (
 _EDGE = 1e-6  # of scores that have no logits
 _N_CHECKED = 4
 _TOLERANCE = 0.05  # of logits in float16, whose steps are 0.016 at 16 to 32
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and what there is."""
 
 
 class PseudoLabelError(ValueError):

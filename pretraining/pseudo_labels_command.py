@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.cli_options import Device, device_of
+from hear_pretrainedsed.progress import count_bar
 from hear_pretrainedsed.registry import get_checkpoint
 from pretraining.corpus import open_corpus
-from pretraining.pseudo_labels import Progress, write_pseudo_labels
+from pretraining.pseudo_labels import write_pseudo_labels
 
 Checkpoints = Annotated[
     list[str], typer.Option(help="Members of the ensemble, as in `list`; imported ones too.")
@@ -44,14 +40,7 @@ def pseudo_labels(
         load_model(checkpoint=name, device=where, precision=precision, batch_size=batch_size)
         for name in checkpoints
     ]
-    with _bar() as progress, torch.inference_mode():
+    with count_bar("clips") as progress, torch.inference_mode():
         written = write_pseudo_labels(models, opened, out, batch_size=batch_size, progress=progress)
     n_broken = len(written.broken)
     typer.echo(f"{out}: logits of {len(opened) - n_broken} clips, {n_broken} broken")
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    with Bar("clips", BarColumn(), TimeRemainingColumn(), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

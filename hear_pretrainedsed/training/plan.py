@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +120,18 @@ class Place:
     def save_every(self) -> int:
         """Steps from one saving to the next."""
         return self.save_every_steps or (25 if self.device == "cpu" else 200)
+
+
+def share_of_steps(all_steps: int, steps_scale: float | None, max_steps: int | None) -> float:
+    """The share of a training's steps that is made; warm-up and total shrink by it alike.
+
+    Raises `ValueError` for a scale that is not above 0 and finite, or fewer steps than 1.
+    """
+    scale = 1.0 if steps_scale is None else steps_scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"steps_scale is {scale}; it has to be above 0 (1: all steps)")
+    if max_steps is None:
+        return scale
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; it is at least 1")
+    return min(scale, max_steps / all_steps)
