@@ -58,6 +58,7 @@ bench: env-hear
 	@$(PY) -m benchmarks.metrics
 	@$(PY) -m benchmarks.export
 	@$(PY) -m benchmarks.hear_protocol --bf16
+	@$(PY) -m benchmarks.block_heads
 	@$(PY) -m benchmarks.data_path
 	@$(PY) -m benchmarks.training
 

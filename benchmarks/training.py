@@ -43,6 +43,7 @@ from hear_pretrainedsed.complexity import count
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel, build_model
 from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.registry import get_checkpoint
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
 from hear_pretrainedsed.training.estimate import memory
@@ -51,7 +52,7 @@ from hear_pretrainedsed.training.mask_value import mask_value
 from hear_pretrainedsed.training.optimizer import make_optimizer
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
-from pretraining.build import backbone_of, random_start
+from pretraining.build import random_start
 from pretraining.config import Recipe, sequence_of
 from pretraining.objectives import objective
 from pretraining.presets import PRESETS
@@ -158,9 +159,7 @@ def recipe_of(name: str) -> tuple[Recipe, str]:
     """The preset of a row and its backbone."""
     preset, backbone = ROWS[name]
     recipe = PRESETS[preset]
-    found = backbone_of(None, backbone, recipe)
-    assert found is not None
-    return recipe, found
+    return recipe, backbone or get_checkpoint(str(recipe.start)).backbone
 
 
 def batch_of(recipe: Recipe, n_clips: int) -> Batch:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from downstream.probe import Heads, LabelledFrames
+from downstream.probe import Heads, LabelledFrames, Standard
 
 _STATISTICS_PIECES = 200
 _SHARPNESS = 10.0  # of cosines, at the start
@@ -80,6 +81,61 @@ class Statistics:
         return cls(mean.float(), std.float() + _TINY, (n_active + 1) / (n_rows + 2))
 
 
+class _Sum(torch.autograd.Function):
+    """Shares (heads, blocks), frames (rows, blocks, width) -> sums (rows, heads, width).
+
+    Frames are read once forth and once back, and nothing of their size is written: for stacks of
+    a transformer's blocks that is most of the time. Always in fp32: a cast would be one pass more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, frames: Tensor) -> Tensor:
+        ctx.save_for_backward(frames)
+        with torch.autocast(frames.device.type, enabled=False):
+            return torch.bmm(shares.expand(len(frames), *shares.shape), frames)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (frames,) = ctx.saved_tensors
+        return torch.bmm(gradients[0], frames.transpose(1, 2)).sum(dim=0), None
+
+
+class _Cosines(torch.autograd.Function):
+    """x (rows, heads, dim), y (heads, k, dim) -> cosines times lengths of y (rows, heads, k).
+
+    So y that are unit vectors times a sharpness give sharpened cosines in one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        inverse = 1 / torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp(min=_TINY)
+        x, y = x.to(dtype), y.to(dtype)
+        cosines = torch.stack([x[:, i] @ y[i].T for i in range(len(y))], dim=1) * inverse
+        ctx.save_for_backward(x, y, inverse, cosines)
+        return cosines
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, inverse, cosines = ctx.saved_tensors
+        # a cosine does not grow along x: what the products say of that direction is taken out
+        along = torch.linalg.vecdot(gradients[0], cosines).unsqueeze(2) * inverse**2
+        gradient = (gradients[0] * inverse).to(x.dtype)
+        to_x, to_y = x * -along, torch.empty_like(y)
+        for i in range(len(y)):
+            _add_product(to_x[:, i], gradient[:, i], y[i])
+            torch.mm(gradient[:, i].T, x[:, i], out=to_y[i])
+        return to_x, to_y.to(to_x.dtype)
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if out.dtype == a.dtype:
+        out.addmm_(a, b)
+    else:
+        out += a @ b
+
+
 class BlockHeads(Heads):
     """Standardised blocks, summed by learned shares; then prototypes, or a linear map.
 
@@ -97,8 +153,7 @@ class BlockHeads(Heads):
     ) -> None:
         super().__init__()
         self.layout, self.n_prototypes = layout, n_prototypes
-        self.register_buffer("mean", statistics.mean)
-        self.register_buffer("scale", 1 / statistics.std)
+        self.standard = Standard(statistics.mean, 1 / statistics.std)
         n_classes, dim = len(statistics.prior), layout.out_dim
         start = {"shares": torch.zeros(layout.n_blocks), "biases": statistics.prior.logit()}
         if n_prototypes is None:
@@ -123,10 +178,16 @@ class BlockHeads(Heads):
         self._group()
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames (rows, dim) -> logits (rows, heads, classes)."""
-        sums = self.sums((frames - self.mean) * self.scale)
-        logits = [self._logits(i, x) for i, x in enumerate(sums.unbind(1))]
-        return torch.stack(logits, dim=1)
+        """Standardised frames (rows, dim) -> logits (rows, heads, classes)."""
+        sums, weights = self.sums(frames), torch.stack(list(self.weights))
+        biases = torch.stack(list(self.biases))
+        if self.n_prototypes is None:
+            return torch.einsum("rhw,hkw->rhk", sums, weights) + biases
+        sharpness = torch.stack(list(self.sharpness)).exp()
+        lengths = sharpness.repeat_interleave(self.n_prototypes, dim=1).unsqueeze(2)
+        sharp = _Cosines.apply(sums, nn.functional.normalize(weights, dim=2) * lengths)
+        pooled = sharp.unflatten(2, (-1, self.n_prototypes)).logsumexp(dim=3)
+        return pooled + (biases - math.log(self.n_prototypes))
 
     def convex(self) -> Tensor:
         """The share of each block (heads, blocks): not negative, 1 together."""
@@ -138,15 +199,6 @@ class BlockHeads(Heads):
         parts, block, column = [], 0, 0
         for n, width in self.layout.groups:
             stacked = x[:, column : column + n * width].unflatten(1, (n, width))
-            parts.append(shares[:, block : block + n] @ stacked)
+            parts.append(_Sum.apply(shares[:, block : block + n], stacked))
             block, column = block + n, column + n * width
-        return torch.cat(parts, dim=2)
-
-    def _logits(self, i: int, x: Tensor) -> Tensor:
-        weights, bias = self.weights[i], self.biases[i]
-        if self.n_prototypes is None:
-            return torch.addmm(bias, x, weights.T)
-        unit = nn.functional.normalize(weights, dim=1)
-        cosines = (x @ unit.T) / x.norm(dim=1, keepdim=True).clamp(min=_TINY)
-        sharp = cosines.unflatten(1, (-1, self.n_prototypes)) * self.sharpness[i].exp()[:, None]
-        return sharp.logsumexp(dim=2) - math.log(self.n_prototypes) + bias
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -52,6 +52,7 @@ from hear_pretrainedsed.training.command_options import (
 from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.fit import check_config
 from hear_pretrainedsed.training.optimizer import groups
+from hear_pretrainedsed.training.plan import share_of_steps
 
 Data = Annotated[
     Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
@@ -93,6 +94,7 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    share_of_steps(1, steps_scale, max_steps)  # refuses a wrong one before a folder is made
     place = place_of(
         out / _RUNS,
         device=device,

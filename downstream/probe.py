@@ -23,6 +23,7 @@ from hear_pretrainedsed.training.schedule import warmup_cosine
 
 PIECE_FRAMES = GRID.window_frames
 _ROWS_AT_ONCE = 4096  # frames scored at a time
+_CACHED = 1 << 17  # values, half a megabyte
 
 Crop = tuple[int, int]  # number of a clip, its first frame
 Arrays = Sequence[np.ndarray]  # of one clip
@@ -43,14 +44,33 @@ def arrays_of(sources: Sequence[Source], clip: Clip) -> Arrays:
     return [source.clip(clip.file) for source in sources]
 
 
-def side_by_side(arrays: Arrays, rows: slice, out: Tensor) -> int:
-    """Write some rows of arrays into the first rows of `out`, as float32; how many there are."""
-    column = 0
-    for array in arrays:
-        part = torch.from_numpy(array[rows])
-        out[: len(part), column : column + part.shape[1]] = part
-        column += part.shape[1]
-    return len(part)
+@dataclass(frozen=True)
+class Standard:
+    """What makes columns of frames have mean 0 and deviation 1: (frame - mean) * scale."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def apply(self, rows: Tensor) -> None:
+        """Standardise rows (rows, dim) in place."""
+        rows.sub_(self.mean).mul_(self.scale)
+
+
+def side_by_side(arrays: Arrays, rows: slice, out: Tensor, standard: Standard | None = None) -> int:
+    """Write some rows of arrays into the first rows of `out`, as float32; how many there are.
+
+    They are written and standardised few at a time, while they are in the processor's cache.
+    """
+    parts = [torch.from_numpy(array[rows]) for array in arrays]
+    n_rows, at_once = len(parts[0]), max(1, _CACHED // out.shape[1])
+    for start in range(0, n_rows, at_once):
+        some, column = out[start : min(start + at_once, n_rows)], 0
+        for part in parts:
+            some[:, column : column + part.shape[1]] = part[start : start + at_once]
+            column += part.shape[1]
+        if standard is not None:
+            standard.apply(some)
+    return n_rows
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,12 @@ class LabelledFrames:
         n_rows = n_pieces * PIECE_FRAMES
         return torch.empty(n_rows, self.dim), torch.empty(n_rows, self.targets[0].shape[1])
 
-    def gather(self, crops: Sequence[Crop], buffer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def gather(
+        self,
+        crops: Sequence[Crop],
+        buffer: tuple[Tensor, Tensor],
+        standard: Standard | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Frames and targets of crops one after the other, (rows, dim) and (rows, classes).
 
         They lie in `buffer`, whose last content is lost.
@@ -108,7 +133,7 @@ class LabelledFrames:
         start = 0
         for i, first in crops:
             rows = slice(first, first + PIECE_FRAMES)
-            end = start + side_by_side(self.frames[i], rows, x[start:])
+            end = start + side_by_side(self.frames[i], rows, x[start:], standard)
             y[start:end] = torch.from_numpy(self.targets[i][rows])
             start = end
         return x[:start], y[:start]
@@ -119,9 +144,13 @@ def _n_pieces(targets: np.ndarray) -> int:
 
 
 class Heads(nn.Module):
-    """Several heads on the same frames; `groups` are the parameters of each."""
+    """Several heads on the same frames; `groups` are the parameters of each.
+
+    standard: what their frames are to be standardised by; it stays on the CPU, as `gather` does.
+    """
 
     groups: list[list[nn.Parameter]]
+    standard: Standard | None = None
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (rows, dim) -> logits (rows, heads, classes)."""
@@ -184,7 +213,7 @@ def train(
     batches = _batches(data, run.batch_pieces, generator)
     buffer = data.buffer(min(run.batch_pieces, data.n_pieces))
     for step in range(run.n_steps):
-        x, y = (part.to(device) for part in data.gather(next(batches), buffer))
+        x, y = (part.to(device) for part in data.gather(next(batches), buffer, heads.standard))
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             logits = heads(x)
@@ -228,6 +257,6 @@ def logits_of(heads: Heads, arrays: Arrays) -> np.ndarray:
     buffer = torch.empty(min(n_frames, _ROWS_AT_ONCE), dim)
     parts = []
     for i in range(0, n_frames, _ROWS_AT_ONCE):
-        n = side_by_side(arrays, slice(i, i + _ROWS_AT_ONCE), buffer)
+        n = side_by_side(arrays, slice(i, i + _ROWS_AT_ONCE), buffer, heads.standard)
         parts.append(heads(buffer[:n].to(device)).float())
     return torch.cat(parts).transpose(0, 1).cpu().numpy()

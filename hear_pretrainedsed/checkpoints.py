@@ -61,7 +61,7 @@ def build_for(
         head=saved.head,
         labels=saved.labels,
         n_classes=saved.n_classes,
-        clip_s=checkpoint.clip_s,
+        clip_s=saved.clip_s or checkpoint.clip_s,
         options=options,
     )
 
@@ -140,17 +140,14 @@ def load_image_weights(model: SEDModel, path: str | Path) -> Loaded:
     path, body = Path(path), model.backbone
     if not body.image_skips:
         raise CheckpointError(f"{path}: a {type(body).__name__} has no start from images")
-
-    def skipped(name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in body.image_skips)
-
+    skipped = re.compile("|".join([*body.image_skips, COUNTERS.pattern])).fullmatch
     state = read(path).tensors
     own = {k: tuple(value.shape) for k, value in body.state_dict().items() if not skipped(k)}
     fitting = {k: value for k, value in state.items() if not skipped(k)}
     if parts := _differences(own, {k: tuple(value.shape) for k, value in fitting.items()}):
         raise CheckpointError(f"{path} does not hold this backbone: {'; '.join(parts)}")
     body.load_state_dict(_converted(body, fitting, path), strict=False)
-    left_out = [name for name in state if name not in fitting]
+    left_out = [k for k in state if k not in fitting and not COUNTERS.fullmatch(k)]
     return Loaded(path, "images", record_sha256(path).sha256, left_out)
 
 
@@ -166,7 +163,8 @@ def save_weights(model: SEDModel, path: str | Path) -> None:
     n = next((len(v) for k, v in state.items() if k.startswith("head.") and v.ndim > 1), None)
     name, origin = (model.provenance.get(key) for key in ("checkpoint", "origin"))
     layers = getattr(model.sequence_model, "n_layers", None)
-    facts = Saved(name, head, model.labels, n, model.decoding, origin, layers)
+    clip_s = model.clip_samples / model.grid.sample_rate
+    facts = Saved(name, head, model.labels, n, model.decoding, origin, layers, clip_s)
     write(Path(path), state, facts)
 
 

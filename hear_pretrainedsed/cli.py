@@ -21,8 +21,8 @@ import numpy as np
 import typer
 from torch import Tensor
 
+from hear_pretrainedsed import __version__, live, onnx_files, plugins, registry
 from hear_pretrainedsed import events as ev
-from hear_pretrainedsed import live, onnx_files, plugins, registry
 from hear_pretrainedsed.cli_options import (
     Argument,
     BatchSize,
@@ -62,7 +62,6 @@ from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
 
 app = typer.Typer(
-    help="Sound-event-detection models: embeddings and events from any recording.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -82,6 +81,21 @@ class Format(StrEnum):
 
 
 Formats = Annotated[list[Format] | None, Option("--format", help="May be repeated; none: tsv.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hear-pretrainedsed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Show it and leave.")
+    ] = False,
+) -> None:
+    """Sound-event-detection models: embeddings and events from any recording."""
 
 
 @app.command("list")
@@ -363,7 +377,3 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except ValueError as error:
         say(f"{error}")
         return 2
-
-
-if __name__ == "__main__":
-    main()

@@ -117,6 +117,13 @@ class FrontEnd(nn.Module):
         """Audio (batch, samples up to the span) -> spec of the whole span; silence fills it up."""
         return self(nn.functional.pad(audio, (0, span_samples - audio.shape[1])))
 
+    def clips(self, audio: Tensor, n_samples: Tensor, span_samples: int) -> Tensor:
+        """`clip` of each of some clips that end at `n_samples` (batch,) and are silent from there.
+
+        Audio (batch, samples up to the span) -> spec of the whole span.
+        """
+        return self.clip(audio, span_samples)
+
     def parts(self, spec: Tensor) -> list[tuple[Tensor, int, int]]:
         """The mels of each rate in a spec.
 

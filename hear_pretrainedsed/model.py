@@ -70,8 +70,7 @@ class SEDModel(nn.Module):
         )
         self.clip_samples = round(clip_s * SAMPLE_RATE) if clip_s else self.grid.spec_samples
         self.sequence_model = sequence_model or nn.Identity()
-        self.head = head
-        self.labels = labels
+        self.head, self.labels = head, labels
         self.options = options or Options()
         self.provenance: dict[str, object] = {}
         self.decoding: Decoding | None = None
@@ -165,9 +164,12 @@ class SEDModel(nn.Module):
         return out.sigmoid() if self.head.emits == "logits" else out
 
     def _pooled(self, audio: Tensor) -> Tensor:
-        """What the head makes clip scores of: tokens if it asks for them, else frames."""
-        direct = isinstance(self.sequence_model, nn.Identity)  # it was trained on what it gets
-        return self.tokens(audio) if self.head.pools == "tokens" and direct else self.frames(audio)
+        return self.tokens(audio) if self.pools_tokens else self.frames(audio)
+
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether clip scores are of tokens: the head asks for them, and was trained on them."""
+        return self.head.pools == "tokens" and isinstance(self.sequence_model, nn.Identity)
 
     @torch.no_grad()
     def tokens(self, audio: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
         own=True,
     )
     if (saved := contents.saved) is not None:
-        new = replace(new, n_layers=saved.n_layers)
+        new = replace(new, n_layers=saved.n_layers, clip_s=saved.clip_s or base.clip_s)
         if saved.head is None:
             return new
         count = len(saved.labels) if saved.labels else saved.n_classes

@@ -47,6 +47,7 @@ class Saved:
     decoding: Decoding | None = None  # of its scores, class by class
     origin: dict[str, Any] | None = None  # what it was trained from, and how
     n_layers: int | None = None  # of its sequence model, where that may be chosen
+    clip_s: float | None = None  # what `SEDModel.clip_samples` is of; older files do not tell
 
 
 class Contents(NamedTuple):
@@ -233,6 +234,7 @@ def _saved(content: Mapping, path: Path) -> Saved | None:
         (saved.n_classes, int | None),
         (saved.origin, dict | None),
         (saved.n_layers, int | None),
+        (saved.clip_s, int | float | None),
     )
     n_classes = saved.n_classes if saved.labels is None else len(saved.labels or ())
     fits = saved.decoding is None or len(saved.decoding.thresholds) == n_classes

@@ -1,4 +1,4 @@
-"""Clips of a corpus -> audio of 10 s with targets; what a clip gives depends on its draw alone."""
+"""Clips of a corpus -> audio of one length with targets; a clip's depend on its draw alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hear_pretrainedsed.audio import AudioError
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for
+from pretraining.clip_index import IndexEvent
 from pretraining.corpus import Corpus, CorpusError, Record
 from pretraining.encoding import encode, encode_weak
 
@@ -37,10 +38,11 @@ class Draw(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A clip as it is learned from; audio (160000,) is None where it is broken and left out.
+    """A clip as it is learned from; audio (samples,) is None where it is broken and left out.
 
-    targets (250, classes), weak (classes,), pseudo (250, classes): scores of a teacher. broken:
-    name and reason of each clip that could not be decoded, this one or those it stands for.
+    targets (frames, classes), weak (classes,), pseudo (frames, classes): scores of a teacher.
+    broken: name and reason of each clip that could not be decoded, this one or those it stands for.
+    n_samples: where its own audio ends, before silence.
     """
 
     audio: Tensor | None
@@ -49,6 +51,7 @@ class Row(NamedTuple):
     pseudo: Tensor | None
     name: str
     broken: tuple[tuple[str, str], ...] = ()
+    n_samples: int = 0
 
 
 class PseudoLabels(Protocol):
@@ -63,9 +66,10 @@ class PseudoLabels(Protocol):
 class Clips(Dataset):
     """`Row` by `Draw`.
 
-    Audio is a clip's first channel at 16 kHz: of longer ones a random part of 10 s with the events
-    in it, shorter ones are followed by silence. With `pseudo` the part is the first 10 s, which is
-    what those logits are of. Targets are given if the events of every clip are known.
+    Audio is a clip's first channel at 16 kHz: of longer ones than `clip_samples` a random part with
+    the events in it, shorter ones are followed by silence. With `pseudo` the part is the first
+    10 s, which is what those logits are of. Targets are given if the events of every clip are
+    known.
 
     A clip that cannot be decoded is replaced by another one, drawn by `weights` (clips,) where
     given; without `replaces` it is left out of its batch.
@@ -75,6 +79,11 @@ class Clips(Dataset):
     pseudo: PseudoLabels | None = None
     weights: np.ndarray | None = None
     replaces: bool = True
+    clip_samples: int = GRID.window_samples
+
+    def __post_init__(self) -> None:
+        if self.pseudo is not None and self.clip_samples != GRID.window_samples:
+            raise ValueError(f"clip_samples is {self.clip_samples}; pseudo labels are of 10 s")
 
     def __getitem__(self, draw: Draw) -> Row:
         broken: list[tuple[str, str]] = []
@@ -91,16 +100,22 @@ class Clips(Dataset):
             raise CorpusError(f"{self.corpus.folder}: {broken_line(dict(broken))}")
         return Row(None, None, None, None, self.corpus.names[draw.index], tuple(broken))
 
+    def name(self, draw: Draw) -> str:
+        """The clip that a draw gives, and the broken one whose place it takes."""
+        row = self[draw]
+        return f"{row.name} (for {row.broken[0][0]}, which is broken)" if row.broken else row.name
+
     def batch(self, rows: Iterable[Row]) -> Batch:
         """Rows as a batch, which may be empty; rows without audio are left out."""
         rows = [row for row in rows if row.audio is not None]
         n_classes = len(self.corpus.labels)
-        shape = (len(rows), GRID.window_frames, n_classes)
+        shape = (len(rows), GRID.n_frames(self.clip_samples), n_classes)
         return Batch(
-            audio=_stack([row.audio for row in rows], (0, GRID.window_samples)),
+            audio=_stack([row.audio for row in rows], (0, self.clip_samples)),
             targets=_stack([row.targets for row in rows], shape) if self.has_targets else None,
             weak=_stack([row.weak for row in rows], (len(rows), n_classes)),
             pseudo=_stack([row.pseudo for row in rows], shape) if self.pseudo else None,
+            n_samples=torch.tensor([row.n_samples for row in rows], dtype=torch.int64),
             files=tuple(row.name for row in rows),
         )
 
@@ -112,18 +127,22 @@ class Clips(Dataset):
     def _row(
         self, record: Record, audio: np.ndarray, seed: int, broken: tuple[tuple[str, str], ...]
     ) -> Row:
-        n_classes = len(self.corpus.labels)
-        start = 0 if self.pseudo else crop_start(len(audio), seed)
+        n_classes, size = len(self.corpus.labels), self.clip_samples
+        start = 0 if self.pseudo else crop_start(len(audio), seed, size)
         shift_s = start / GRID.sample_rate
         events = [(a - shift_s, b - shift_s, c) for a, b, c in record.events or ()]
         return Row(
-            torch.from_numpy(window(audio, start)),
-            torch.from_numpy(encode(events, n_classes)) if self.has_targets else None,
+            torch.from_numpy(window(audio, start, size)),
+            self._targets(events, n_classes) if self.has_targets else None,
             torch.from_numpy(encode_weak(record.weak, n_classes)),
             self._pseudo(record.name, n_classes),
             record.name,
             broken,
+            min(len(audio) - start, size),
         )
+
+    def _targets(self, events: Iterable[IndexEvent], n_classes: int) -> Tensor:
+        return torch.from_numpy(encode(events, n_classes, GRID.n_frames(self.clip_samples)))
 
     def _pseudo(self, name: str, n_classes: int) -> Tensor | None:
         if self.pseudo is None:
@@ -195,19 +214,19 @@ def duration_s(data: bytes) -> float:
     return len(decode(data)) / GRID.sample_rate
 
 
-def crop_start(n_samples: int, seed: int) -> int:
-    """Where the part of 10 s of a longer clip begins: any sample, each as likely; else 0."""
-    n_more = n_samples - GRID.window_samples
+def crop_start(n_samples: int, seed: int, size: int = GRID.window_samples) -> int:
+    """Where the part of a clip longer than `size` begins: any sample, each as likely; else 0."""
+    n_more = n_samples - size
     if n_more <= 0:
         return 0
     generator = generator_for(seed, "crop")
     return int(torch.randint(n_more + 1, (), generator=generator))
 
 
-def window(audio: np.ndarray, start: int) -> np.ndarray:
-    """The 160000 samples of a clip from `start` on, with silence after its end."""
-    out = np.zeros(GRID.window_samples, np.float32)
-    part = audio[start : start + GRID.window_samples]
+def window(audio: np.ndarray, start: int, size: int = GRID.window_samples) -> np.ndarray:
+    """The `size` samples of a clip from `start` on, with silence after its end."""
+    out = np.zeros(size, np.float32)
+    part = audio[start : start + size]
     out[: len(part)] = part
     return out
 

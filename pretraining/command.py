@@ -6,6 +6,7 @@ losses. The same command goes on after a kill.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,12 @@ from hear_pretrainedsed.training.command_options import (
     place_of,
 )
 from hear_pretrainedsed.training.plan import Place
-from pretraining.build import backbone_of, random_start
-from pretraining.config import Recipe, with_settings
+from pretraining.build import check_image_weights, random_start, with_start
+from pretraining.config import Recipe
 from pretraining.plan_text import Outlook
 from pretraining.presets import PRESETS, get_preset
+from pretraining.sampling import n_drawable, weights_of
+from pretraining.settings import with_settings
 
 Preset = Annotated[str | None, Option("--preset", help="Name of a recipe; see --list.")]
 List = Annotated[bool, Option("--list", help="Names, what they reproduce, published numbers.")]
@@ -45,6 +48,9 @@ Valid = Annotated[Path | None, Option("--valid", help="Corpus to validate on.")]
 Evaluation = Annotated[Path | None, Option("--eval", help="Corpus for a weak run's results.")]
 Start = Annotated[str | None, Option("--checkpoint", "-c", help="Start; none: the preset's.")]
 Backbone = Annotated[str | None, Option("--backbone", help="Start at random weights instead.")]
+Images = Annotated[
+    Path | None, Option("--image-weights", help="File of ImageNet weights for --backbone psla.")
+]
 Out = Annotated[Path | None, Option("--out", "-o", help="Folder for model, card and logs.")]
 Pseudo = Annotated[Path | None, Option("--pseudo-labels", help="HDF5 of an ensemble's logits.")]
 Teacher = Annotated[str | None, Option("--teacher", help="Frozen one; none: the preset's.")]
@@ -65,6 +71,7 @@ def pretrain(
     evaluation: Evaluation = None,
     checkpoint: Start = None,
     backbone: Backbone = None,
+    image_weights: Images = None,
     out: Out = None,
     pseudo_labels: Pseudo = None,
     teacher: Teacher = None,
@@ -103,8 +110,10 @@ def pretrain(
     )
     scale = {"steps_scale": steps_scale, "max_steps": max_steps}
     if dry_run:
-        network = backbone_of(checkpoint, backbone, recipe)
-        print_plan(recipe, network, corpus, corpus_size, clips_per_s, place, **scale)
+        recipe = with_start(recipe, checkpoint, backbone)
+        check_image_weights(image_weights, backbone)
+        size = (corpus, corpus_size, clips_per_s)
+        print_plan(recipe, backbone, *size, place, image_weights, **scale)
         return
     if corpus is None:
         raise ValueError("nothing to learn from: give --corpus DIR, made by `corpus`")
@@ -113,7 +122,15 @@ def pretrain(
     from pretraining.run import Run, Sources
 
     sources = Sources(
-        corpus, weak_corpus, valid, evaluation, checkpoint, backbone, pseudo_labels, teacher
+        corpus,
+        weak_corpus,
+        valid,
+        evaluation,
+        checkpoint,
+        backbone,
+        pseudo_labels,
+        teacher,
+        image_weights,
     )
     train(Run(recipe, sources, out, place, seed, **scale))
 
@@ -184,6 +201,7 @@ def print_plan(
     corpus_size: int | None,
     clips_per_s: float | None,
     place: Place,
+    image_weights: Path | None = None,
     **scale: float | int | None,
 ) -> None:
     """The plan of a run; a corpus is opened only if its size is not given."""
@@ -194,10 +212,13 @@ def print_plan(
         from pretraining.corpus import open_corpus
 
         opened = open_corpus(corpus)
-        corpus_size, n_classes = len(opened), len(opened.labels)
-    if clips_per_s is not None and clips_per_s <= 0:
+        n_classes = len(opened.labels)
+        weights = weights_of(recipe.sampling, opened.index, n_classes)
+        corpus_size = n_drawable(weights, len(opened))
+    if clips_per_s is not None and not 0 < clips_per_s < math.inf:
         raise ValueError(f"clips_per_s is {clips_per_s}; it is above 0")
-    model = random_start(recipe, backbone, n_classes).to(place.device)
+    model = random_start(recipe, backbone, n_classes, image_weights=image_weights)
+    model = model.to(place.device)
     world = place.n_devices * place.n_nodes
     place = replace(place, micro_pieces=place.micro_pieces or max(1, recipe.batch // world))
     plan = recipe.plan(recipe.epoch_of(corpus_size), **scale)

@@ -1,20 +1,53 @@
-"""All settings of a pre-training run, and what follows from them: steps, plan, settings as text."""
+"""All settings of a pre-training run, and what follows from them: steps and plan."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
-from hear_pretrainedsed.registry import SEQUENCE_MODELS, STAGES, unknown
+from hear_pretrainedsed.events import GRID
+from hear_pretrainedsed.registry import SEQUENCE_MODELS, unknown
 from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.plan import Plan, share_of_steps
 from pretraining.objectives import OBJECTIVES
 from pretraining.sampling import WEIGHTS
 
+WINDOW_S = GRID.window_samples / GRID.sample_rate
+LONGEST_CLIP_S = 600  # as `clips` decodes
+STAGES = ("weak", "strong")  # that are learned with labels, as all here
 HEADS = ("linear", "multihead")
 PSEUDO = ("file", "teacher")
+LEARNED = {
+    ("strong", "linear"): ("strong", "distillation"),
+    ("weak", "linear"): ("weak",),
+    ("weak", "multihead"): ("psla",),
+}
+"""Objectives by stage and head: losses of logits and of scores, of frames and of clips."""
+
+_OF_FRAMES = {"distillation_weight": 0, "pseudo": None, "onset_weight": None, "weak_batch": None}
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips", "n_layers")
+        + ("n_classes", "weak_batch", "keep_from_epoch", "halve_from_epoch", "halve_every_epochs"),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        ("lr", "backbone_lr", "sequence_lr", "gradient_clip"),
+        lambda value: 0 < value < math.inf,
+        "above 0",
+    ),
+    (
+        ("weight_decay", "vector_decay", "onset_weight", "strong_weight", "weak_weight")
+        + ("n_warmup_steps",),
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+    (("distillation_weight", "warmup_share"), lambda value: 0 <= value <= 1, "from 0 to 1"),
+    (("norm_momentum", "layer_decay"), lambda value: 0 < value <= 1, "above 0, at most 1"),
+    (("ema_decay",), lambda value: 0 <= value < 1, "from 0 on, below 1"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +56,16 @@ class Recipe:
 
     name, reproduces, published: what it is, in words; the number that was published for it.
 
-    The model. stage: of the result. start: checkpoint that it starts from unless another one or a
-    backbone is given. sequence_model: as in a checkpoint's name (`gru-2048`); None: as the start
-    has it. n_layers: of the sequence model; None: its usual number. head: "linear", or PSLA's
-    "multihead". n_classes: for a plan without a corpus. norm_momentum: of batch norms' statistics;
-    None: as the network has it, which may be 0.01: a run of a few hundred steps from a random start
-    then ends with statistics that are still the start's, and scores nothing.
+    Raises `ValueError` for values out of range, and objectives, heads and stages that do not go
+    together (`LEARNED`).
+
+    The model. stage: of the result, "weak" or "strong". start: checkpoint that it starts from
+    unless another one or a backbone is given. sequence_model: as in a checkpoint's name
+    (`gru-2048`); None: as the start has it. n_layers: of the sequence model; None: its usual
+    number. head: "linear", or PSLA's "multihead". n_classes: for a plan without a corpus.
+    norm_momentum: of batch norms' statistics; None: as the network has it, which may be 0.01: a run
+    of a few hundred steps from a random start then ends with statistics that are still the start's,
+    and scores nothing.
 
     What is learned. objective, weak_objective: names of `objectives.OBJECTIVES`, the second for the
     second corpus. distillation_weight: of the loss
@@ -37,6 +74,9 @@ class Recipe:
     the main one; None: not learned. weak_batch: clips of a second corpus, without events, beside
     each `batch`; None: there is none.
     strong_weight, weak_weight: of the two streams' losses in their sum.
+
+    The clips. clip_s: seconds of a clip that are learned from at a time; of longer ones a part,
+    shorter ones are filled up. Other than 10 s for what pools a clip's tokens alone.
 
     The order. sampling, weak_sampling: of the two corpora, "uniform" or a rule of
     `sampling.WEIGHTS`. replacement: a clip may
@@ -48,7 +88,8 @@ class Recipe:
     The steps: see `training.plan.Plan`. n_epochs, valid_every_epochs, halve_from_epoch,
     halve_every_epochs: in epochs; n_warmup_steps: a number of steps, or, if None, `warmup_share` of
     all. keep_from_epoch: weights of every validation from here on
-    are kept, averaged, and make an ensemble; None: of none. average_first_twice: as PSLA's script.
+    are kept, averaged, and make an ensemble, also where there is nothing to validate on; None: of
+    none. average_first_twice: as PSLA's script.
     """
 
     name: str
@@ -70,6 +111,7 @@ class Recipe:
     weak_batch: int | None = None
     strong_weight: float = 1.0
     weak_weight: float = 1.0
+    clip_s: float = WINDOW_S
     sampling: str = "uniform"
     weak_sampling: str = "weak"
     replacement: bool = False
@@ -109,19 +151,74 @@ class Recipe:
         _check_one_of("weak_objective", self.weak_objective, OBJECTIVES)
         if self.pseudo is not None:
             _check_one_of("pseudo", self.pseudo, PSEUDO)
-        counts = ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips")
-        for name in (*counts, "n_layers", "weak_batch", "keep_from_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1")
-        if self.norm_momentum is not None and not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum is {self.norm_momentum}; it is above 0, at most 1")
-        if not 0 <= self.distillation_weight <= 1:
-            raise ValueError(
-                f"distillation_weight is {self.distillation_weight}; it is from 0 to 1"
-            )
+        for names, inside, words in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not inside(value):
+                    raise ValueError(f"{name} is {value}; it is {words}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; each is from 0 on, below 1")
         if self.sequence_model is not None:
             sequence_of(self.sequence_model)
+        elif self.n_layers is not None:
+            raise ValueError(
+                f"n_layers is {self.n_layers}; it is of a sequence_model, which is None"
+            )
+        if self.keep_from_epoch is not None and self.keep_from_epoch > self.n_epochs:
+            raise ValueError(
+                f"keep_from_epoch is {self.keep_from_epoch}, and n_epochs {self.n_epochs}: no "
+                "weights would be kept; it is at most n_epochs, or None"
+            )
+        self._check_clip()
+        self._check_learned()
+
+    def _check_learned(self) -> None:
+        """What is learned, what it is learned from and the head belong together."""
+        objectives = LEARNED.get((self.stage, self.head), ())
+        if self.objective not in objectives:
+            all_told = (
+                f"{stage}, {head}: {' or '.join(o)}" for (stage, head), o in LEARNED.items()
+            )
+            raise ValueError(
+                f"objective {self.objective!r} does not go with stage {self.stage} and head "
+                f"{self.head}; what does is {'; '.join(all_told)}"
+            )
+        for name, off in _OF_FRAMES.items():
+            if self.stage == "weak" and (value := getattr(self, name)) != off:
+                raise ValueError(f"{name} is {value}; it is of frames, and {off} at stage weak")
+        second = None if self.weak_batch is None else self.weak_objective
+        if second not in (None, *objectives):
+            raise ValueError(
+                f"weak_objective {second!r} does not go with stage {self.stage} and head "
+                f"{self.head}; what does is {' or '.join(objectives)}"
+            )
+        if self.pseudo is None and (self.objective == "distillation" or self.distillation_weight):
+            raise ValueError(
+                f"distillation_weight is {self.distillation_weight}, objective {self.objective}: "
+                f"what is distilled from is missing, pseudo is None (one of: {', '.join(PSEUDO)})"
+            )
+        if second == "distillation" and self.pseudo != "teacher":
+            raise ValueError(
+                f"pseudo is {self.pseudo}; the second corpus is distilled from a teacher: set "
+                "pseudo=teacher, or weak_batch=None"
+            )
+
+    def _check_clip(self) -> None:
+        if not 1 <= self.clip_s <= LONGEST_CLIP_S:
+            raise ValueError(f"clip_s is {self.clip_s}; it is from 1 to {LONGEST_CLIP_S} seconds")
+        wanted = {"stage": "weak", "head": "multihead", "sequence_model": None, "pseudo": None}
+        apart = [f"{k} {getattr(self, k)}" for k, v in wanted.items() if getattr(self, k) != v]
+        if self.clip_s != WINDOW_S and apart:
+            raise ValueError(
+                f"clip_s is {self.clip_s:g} with {', '.join(apart)}: frames, events and pseudo "
+                f"labels are of {WINDOW_S:g} s; other lengths are for stage weak with head "
+                "multihead alone"
+            )
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of a clip that are learned from at a time."""
+        return round(self.clip_s * GRID.sample_rate)
 
     @property
     def batch_pieces(self) -> int:
@@ -173,6 +270,20 @@ class Recipe:
             precision=self.precision,
         )
 
+    def keep_from_step(self, plan: Plan) -> int | None:
+        """The first step whose weights are kept; None: of none are.
+
+        Of a plan that is shorter, validations are not just as many as of the whole one, because
+        steps are whole. So many are kept of its last ones as of the whole plan's.
+        """
+        first, every = self.keep_from_epoch, plan.valid_every_steps
+        if first is None or every is None:
+            return None
+        between = range(self.valid_every_epochs, self.n_epochs, self.valid_every_epochs)
+        n_kept = sum(epoch >= first for epoch in (*between, self.n_epochs))
+        steps = [*range(every, plan.n_steps, every), plan.n_steps]
+        return steps[-min(n_kept, len(steps))]
+
 
 def _steps(epochs: int | None, steps_per_epoch: int, scale: float) -> int | None:
     return None if epochs is None else max(1, round(epochs * steps_per_epoch * scale))
@@ -191,58 +302,3 @@ def sequence_of(text: str) -> tuple[str, int]:
     if not dim.isdigit() or int(dim) < 1:
         raise ValueError(f"sequence_model is {text!r}; it is NAME-WIDTH, as gru-2048")
     return name, int(dim)
-
-
-def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """A recipe with other values, given as FIELD=VALUE.
-
-    Fields of an augmentation are `augmentation.mixup` and `weak_augmentation.mixup`. Values are
-    numbers, None, True, False, tuples, or text.
-
-    Raises `ValueError` for a field that there is not (the nearest is named) or a wrong value.
-    """
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set {setting!r}: wanted FIELD=VALUE")
-        part, dot, inner = name.strip().partition(".")
-        if part not in _settable():
-            raise ValueError(unknown("field", name, _settable()))
-        if not dot:
-            recipe = _replaced(recipe, part, _value(text))
-            continue
-        value = getattr(recipe, part)
-        names = [one.name for one in fields(value)] if isinstance(value, Augmentation) else []
-        if inner not in names:
-            raise ValueError(unknown("field", name, [f"{part}.{one}" for one in names] or [part]))
-        recipe = _replaced(recipe, part, _replaced(value, inner, _value(text)))
-    return recipe
-
-
-def _settable() -> list[str]:
-    return [one.name for one in fields(Recipe) if one.name not in ("name", "reproduces")]
-
-
-def _replaced(record: Any, name: str, value: object) -> Any:
-    try:
-        new = replace(record, **{name: value})
-    except TypeError:
-        new = None
-    old = getattr(record, name)
-    kinds = {int: int | float, float: int | float}.get(type(old), type(old))
-    wrong = old is not None and value is not None and not isinstance(value, kinds)
-    if new is None or wrong or (value is None and _required(record, name)):
-        raise ValueError(f"{name} is {value!r}; it was {old!r}, and has to be of that kind")
-    return new
-
-
-def _required(record: Any, name: str) -> bool:
-    kind = next(one.type for one in fields(record) if one.name == name)
-    return "None" not in str(kind)
-
-
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()

@@ -81,8 +81,8 @@ def write_corpus(
     not there yet. Clips that cannot be read or are no audio are left out
     and named in the manifest.
 
-    Raises `CorpusError` where `out` is there already, where `OUT.part` is of other clips or labels,
-    where no clip can be read, and where the disk does not take it.
+    Raises `CorpusError` where `out` is there already, where `OUT.part` is of other clips, labels or
+    audio files, where no clip can be read, and where the disk does not take it.
     """
     out = Path(out)
     if out.exists():
@@ -115,11 +115,20 @@ def _begin(part: Path, listing: Listing, shard_clips: int) -> None:
     digest = hashlib.sha256(repr((listing.importer, listing.labels, shard_clips)).encode())
     for name, column in listing.index.arrays().items():
         digest.update(name.encode() + np.ascontiguousarray(column).data)
-    wanted = {"sha256": digest.hexdigest()}
+    audio = hashlib.sha256()
+    for place in listing.places:
+        audio.update(f"{place!r}\n".encode())
+    wanted = {"sha256": digest.hexdigest(), "audio_sha256": audio.hexdigest()}
     if plan.is_file():
-        if json.loads(plan.read_text("utf-8")) != wanted:
+        there = json.loads(plan.read_text("utf-8"))
+        if there["sha256"] != wanted["sha256"]:
             raise CorpusError(
                 f"{part}: begun with other clips, labels or settings; remove it to start anew"
+            )
+        if there != wanted:
+            raise CorpusError(
+                f"{part}: begun with other audio than {listing.places[0]} and so on; files that "
+                f"moved count as others: move them back, or remove {part.name} to start anew"
             )
         return
     plan.parent.mkdir(parents=True, exist_ok=True)

@@ -74,10 +74,11 @@ def enhance_file(
 
     names: of the clips that have scores (clips, classes), as a corpus has them. A clip of the file
     that is not among them keeps its labels. Added labels are written after those of a clip, by id
-    or by name as these are. rule, types: as in `label_enhancement`.
+    or by name as these are; by the other where the class list would not read that back, as a name
+    with a comma. rule, types: as in `label_enhancement`.
 
-    Raises `ValueError` for a file of another form, labels that are not in the class list, and
-    where no clip of the file has scores.
+    Raises `ValueError` for a file of another form, labels that are not in the class list, an added
+    one that could not be read back either way, and where no clip of the file has scores.
     """
     table = _opened(source)
     classes = _classes(table, vocabulary, source)
@@ -116,8 +117,20 @@ def _add(row: _Row, added: Sequence[int], ids: Mapping[int, str], vocabulary: Vo
     """Write classes beside a clip's labels: by id where these are ids, else by name."""
     by_id = all(ids.get(vocabulary.places[label]) == label for label in row.labels)
     added_ids = [ids[one] for one in added]  # they came from the ontology: each has one
-    names = added_ids if by_id else [vocabulary.labels[one] for one in added]
+    names = [_written(one, ids[one], by_id, vocabulary) for one in added]
     row.write(row.labels + names, added_ids)
+
+
+def _written(number: int, own_id: str, by_id: bool, vocabulary: Vocabulary) -> str:
+    """A class as it is written into a list with commas, so that it is that class when read."""
+    name = vocabulary.labels[number]
+    for text in (own_id, name) if by_id else (name, own_id):
+        if _labels(text) == [text] and vocabulary.places.get(text) == number:
+            return text
+    raise ValueError(
+        f"the class {name!r} cannot be written into a label file: names stand between commas, "
+        f"and {vocabulary.source} has no class of the id {own_id!r}; give a class list with ids"
+    )
 
 
 def _opened(path: Path) -> _Table:

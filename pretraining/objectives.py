@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 from hear_pretrainedsed.training.batch import Batch
-from hear_pretrainedsed.training.stream import Loss, frames_of
+from hear_pretrainedsed.training.stream import Loss, seen_by_head
 
 _FOCUS = 2.0
 _POSITIVE_SHARE = 0.25
@@ -71,7 +71,7 @@ def objective(
     share = 1.0 if name == "distillation" else distillation_weight
 
     def loss(model: SEDModel, batch: Batch) -> Tensor:
-        frames = _seen_by_head(model, batch.spec)
+        frames = seen_by_head(model, batch.spec)
         losses = torch.zeros(())
         if share < 1:
             losses = (1 - share) * OBJECTIVES[name](model, frames, batch)
@@ -129,13 +129,6 @@ def edge_loss(logits: Tensor, targets: Tensor) -> Tensor:
     losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     losses = share * distance**_FOCUS * losses
     return losses.sum(dim=(1, 2)) / wanted.sum(dim=(1, 2)).clamp(min=1)
-
-
-def _seen_by_head(model: SEDModel, spec: Tensor) -> Tensor:
-    """Frames, or the backbone's tokens where the head pools over these."""
-    if model.head.pools == "tokens" and isinstance(model.sequence_model, nn.Identity):
-        return model.backbone(spec)
-    return frames_of(model, spec)
 
 
 def _bce(logits: Tensor, targets: Tensor | None) -> Tensor:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
+from torch import nn
 
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.training.command_options import groups_table
 from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.optimizer import groups, make_optimizer
-from hear_pretrainedsed.training.pieces import GRID
 from hear_pretrainedsed.training.plan import Place, Plan
-from hear_pretrainedsed.training.stream import frames_of
+from hear_pretrainedsed.training.stream import head_output, spec_of
 from pretraining.config import Recipe
 
 _MEASURED_CLIPS = 4
@@ -24,7 +24,7 @@ _MEASURED_CLIPS = 4
 
 @dataclass(frozen=True)
 class Outlook:
-    """A recipe on a corpus of `n_clips`, with the network that it would train."""
+    """A recipe on `n_clips` that can be drawn, with the network that it would train."""
 
     recipe: Recipe
     plan: Plan
@@ -43,9 +43,9 @@ class Outlook:
         recipe, plan = self.recipe, self.plan
         rate, how = self.clips_per_s, "as given"
         if rate is None:
-            rate = measured_clips_per_s(self.model, plan)
+            rate = measured_clips_per_s(self.model, plan, recipe.clip_samples)
             how = f"measured here: forward, backward and step of {_MEASURED_CLIPS} clips"
-        need = memory(self.model, plan, self.place)
+        need = memory(self.model, plan, self.place, recipe.clip_samples)
         share = self.clips_per_step / recipe.batch_pieces
         need = replace(need, batch=round(need.batch * share))
         teacher = "; the teacher comes on top" if recipe.pseudo == "teacher" else ""
@@ -55,12 +55,13 @@ class Outlook:
         facts = {
             "preset": f"{recipe.name}: {recipe.reproduces}",
             "published": recipe.published,
-            "start": recipe.start or "as --checkpoint or --backbone say",
+            "start": _start_line(self.model, recipe),
             "model": _model_line(self.model, recipe),
             "loss": _loss_line(recipe),
-            "corpus": f"{self.n_clips} clips; an epoch has {recipe.epoch_of(self.n_clips)}, "
+            "corpus": f"{self.n_clips} clips to draw from; an epoch has "
+            f"{recipe.epoch_of(self.n_clips)}, "
             f"sampling {recipe.sampling}{' with replacement' if recipe.replacement else ''}",
-            "batch": _batch_line(recipe, processes),
+            "batch": f"{_batch_line(recipe, processes)}; a clip has {recipe.clip_s:g} s",
             "augmentation": _augmentation_line(recipe),
             "steps": f"{plan.n_steps} in {recipe.n_epochs} epochs of {epoch}; "
             f"{plan.n_warmup_steps} of warm-up, then {plan.schedule}",
@@ -82,20 +83,20 @@ class Outlook:
         return groups_table(groups(self.model, self.plan))
 
 
-def measured_clips_per_s(model: SEDModel, plan: Plan) -> float:
+def measured_clips_per_s(model: SEDModel, plan: Plan, clip_samples: int) -> float:
     """Clips a second of a step on random audio, on the model's device; the model is changed.
 
     The first step warms up and is not counted. No audio is read and nothing is augmented.
     """
     optimizer, _ = make_optimizer(model, plan)
-    audio = torch.randn(_MEASURED_CLIPS, GRID.window_samples, device=model.device) * 0.1
+    audio = torch.randn(_MEASURED_CLIPS, clip_samples, device=model.device) * 0.1
     seconds = []
     model.train()
     for _ in range(2):
         start = time.perf_counter()
         half = plan.precision != "fp32"
         with torch.autocast(audio.device.type, PRECISIONS[plan.precision], enabled=half):
-            model.head(frames_of(model, model.frontend(audio))).float().mean().backward()
+            head_output(model, spec_of(model, audio)).float().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if audio.is_cuda:
@@ -105,11 +106,20 @@ def measured_clips_per_s(model: SEDModel, plan: Plan) -> float:
     return _MEASURED_CLIPS / seconds[-1]
 
 
+def _start_line(model: SEDModel, recipe: Recipe) -> str:
+    images = model.provenance.get("image_weights")
+    if images is None:
+        return recipe.start or "as --checkpoint or --backbone say"
+    return f"weights of images, {images['file']} (sha256 {images['sha256'][:12]}...)"
+
+
 def _model_line(model: SEDModel, recipe: Recipe) -> str:
     parts = [f"{type(model.backbone).__name__}"]
     if recipe.sequence_model is not None:
         layers = f", {recipe.n_layers} layers" if recipe.n_layers else ""
         parts.append(f"{recipe.sequence_model}{layers}")
+    elif not isinstance(model.sequence_model, nn.Identity):
+        parts.append(f"{type(model.sequence_model).__name__} of the start")
     parts.append(f"head {recipe.head} of {len(model.labels or ())} classes")
     return f"{', '.join(parts)}; {model.n_parameters:,} parameters"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,12 +21,13 @@ import h5py
 import numpy as np
 import torch
 
-from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed.audio import EXTENSIONS, AudioError
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.progress import Progress
 from pretraining.clips import MAX_BROKEN, broken_line, decode, window
 from pretraining.corpus import Corpus
+from pretraining.vocabulary import first_few
 
 FILENAMES, LOGITS, N_DONE, ORIGIN, BROKEN = (
     "filenames",
@@ -47,8 +48,8 @@ class PseudoLabelError(ValueError):
 class PseudoLabels:
     """Logits by a clip's name. May be pickled and read in several processes.
 
-    Names are compared without folder and extension. Raises `PseudoLabelError` for a file that has
-    not the two tables, or tables that do not belong together.
+    Names are compared without folder and ending, see `stem`. Raises `PseudoLabelError` for a file
+    that has not the two tables, or tables that do not belong together.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -66,6 +67,7 @@ class PseudoLabels:
                 )
             self.shape: tuple[int, int, int] = shape
             self.origin: dict[str, Any] = json.loads(file.attrs.get(ORIGIN, "{}"))
+            self.n_done = int(file[N_DONE][0]) if N_DONE in file else shape[0]
             broken = np.flatnonzero(file[BROKEN][:]) if BROKEN in file else []
             self.broken = tuple(_text(file[FILENAMES][i]) for i in broken)
 
@@ -92,7 +94,15 @@ class PseudoLabels:
         return row
 
     def check(self, corpus: Corpus) -> None:
-        """Refuse logits of other classes or of another shape, or clips without any."""
+        """Refuse a file that is not finished, logits of other classes or shape, clips without any.
+
+        Rows that were never written hold zeros, which would count as scores of a half.
+        """
+        if self.n_done < self.shape[0]:
+            raise PseudoLabelError(
+                f"{self.path}: is not finished: {self.n_done} of {self.shape[0]} rows; the same "
+                "`hear-pretrainedsed pseudo-labels` goes on with it"
+            )
         wanted = (len(corpus.labels), GRID.window_frames)
         if self.shape[1:] != wanted:
             raise PseudoLabelError(
@@ -113,7 +123,7 @@ class PseudoLabels:
     def _numbers(self) -> dict[str, int]:
         with _opened(self.path) as file:
             names = file[FILENAMES][:]
-        return {stem(_text(name)): number for number, name in enumerate(names)}
+        return _places(map(_text, names), self.path)
 
 
 def write_pseudo_labels(
@@ -135,12 +145,13 @@ def write_pseudo_labels(
         batch_size: clips that go through a model at a time.
 
     Raises:
-        PseudoLabelError: models of other classes, a `.part` of other models or another corpus, too
-            many broken clips, or logits that are not finite.
+        PseudoLabelError: models of other classes, clips of one name, a `.part` of other models or
+            another corpus, too many broken clips, or logits that are not finite.
         OSError: the disk is full; what is there is gone on with.
     """
     path = Path(path)
     _check_models(models, corpus)
+    _places(corpus.names, corpus.folder)
     origin = _origin(models, corpus)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,10 +177,23 @@ def ensemble_logits(models: Sequence[SEDModel], audio: torch.Tensor) -> torch.Te
 
 
 def stem(name: str) -> str:
-    """A clip's name without folder and extension."""
+    """A clip's name without folder and audio ending; what else follows a dot is the name's own."""
     base = name.rsplit("/", 1)[-1]
-    head, dot, extension = base.rpartition(".")
-    return head if dot and head and len(extension) <= 4 and extension.isalnum() else base
+    head, ending = os.path.splitext(base)
+    return head if ending.lower() in EXTENSIONS else base
+
+
+def _places(names: Iterable[str], source: Path) -> dict[str, int]:
+    """The number of each name as it is compared; refuses one that is there twice."""
+    places: dict[str, int] = {}
+    twice: dict[str, None] = {}
+    for number, name in enumerate(map(stem, names)):
+        if places.setdefault(name, number) != number:
+            twice[name] = None
+    if twice:
+        told = first_few(twice, "clip")
+        raise PseudoLabelError(f"{source}: {told} given twice (without folder and audio ending)")
+    return places
 
 
 def _fill(

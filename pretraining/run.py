@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,19 +26,19 @@ from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.records import known_sha256
-from hear_pretrainedsed.registry import get_checkpoint
-from hear_pretrainedsed.training.chance import generator_for
 from hear_pretrainedsed.training.fit import Fitted, fit
 from hear_pretrainedsed.training.learner import KEPT
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
+from pretraining.broken_clips import BROKEN, BrokenClips
 from pretraining.build import start_model
-from pretraining.clips import Clips
+from pretraining.card import data_of, licence_of, metrics_of, parents_of
+from pretraining.clips import Clips, broken_line
 from pretraining.config import Recipe
 from pretraining.corpus import Corpus, open_corpus
-from pretraining.objectives import objective, with_edges, without_edges
-from pretraining.sampling import ClipOrder, weights_of
-from pretraining.validation import mean_ap, psds1
+from pretraining.objectives import objective, without_edges
+from pretraining.sampling import ClipOrder, n_drawable, weights_of
+from pretraining.validation import check_clip_labels, check_events, mean_ap, psds1
 from pretraining.weak_results import EVALUATION, VALIDATION
 from pretraining.weak_run import EPOCHS, summarise
 
@@ -56,6 +57,7 @@ class Sources:
     backbone: str | None = None
     pseudo_labels: Path | None = None
     teacher: str | None = None
+    image_weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,21 @@ class Run:
                 raise ValueError(f"the recipe {recipe.name} needs {name}")
             if value is not None and not needed:
                 raise ValueError(f"the recipe {recipe.name} does not use {name} (got {value})")
+        if sources.evaluation is not None:
+            self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """Refuse an evaluation corpus where nothing would be evaluated."""
+        recipe, told = self.recipe, f"--eval {self.sources.evaluation}"
+        if recipe.stage != "weak":
+            raise ValueError(f"{told}: it is for weak runs, and {recipe.name} is a strong one")
+        if self.sources.valid is None:
+            raise ValueError(f"{told}: what is evaluated is chosen on --valid, which is missing")
+        if recipe.keep_from_epoch is None:
+            raise ValueError(
+                f"{told}: it compares the weights that are kept, and with keep_from_epoch None "
+                "none are"
+            )
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -98,21 +115,36 @@ class Run:
 
     @cached_property
     def weak_corpus(self) -> Corpus | None:
-        """The second stream's."""
+        """The second stream's; with events of the same classes if these are learned there."""
         folder = self.sources.weak_corpus
-        return None if folder is None else open_corpus(folder)
+        if folder is None:
+            return None
+        corpus = open_corpus(folder)
+        if self.recipe.weak_objective == "strong":
+            corpus.require_labels(self.corpus.labels)
+            if not corpus.has_events:
+                raise ValueError(
+                    f"{folder} has clips without events: weak_objective strong needs them"
+                )
+        return corpus
 
     @cached_property
     def valid(self) -> Corpus | None:
-        """What is validated on."""
-        folder = self.sources.valid
-        return None if folder is None else open_corpus(folder)
+        """What is validated on: it has something of the classes that are learned."""
+        return self._opened(self.sources.valid)
 
     @cached_property
     def evaluation(self) -> Corpus | None:
         """What a weak run's checkpoints are compared on afterwards; nothing is chosen there."""
-        folder = self.sources.evaluation
-        return None if folder is None else open_corpus(folder)
+        return self._opened(self.sources.evaluation)
+
+    def _opened(self, folder: Path | None) -> Corpus | None:
+        if folder is None:
+            return None
+        corpus = open_corpus(folder)
+        check = check_clip_labels if self.recipe.stage == "weak" else check_events
+        check(self.corpus.labels, corpus)
+        return corpus
 
     @cached_property
     def teacher(self) -> SEDModel | None:
@@ -135,7 +167,9 @@ class Run:
         plan = self.recipe.plan(
             self.order.n_pieces, steps_scale=self.steps_scale, max_steps=self.max_steps
         )
-        return plan if self.valid is not None else replace(plan, valid_every_steps=None)
+        if self.valid is None and self.recipe.keep_from_epoch is None:
+            return replace(plan, valid_every_steps=None)
+        return plan
 
     @cached_property
     def order(self) -> ClipOrder:
@@ -148,7 +182,7 @@ class Run:
 
             pseudo = PseudoLabels(file)
             pseudo.check(self.corpus)
-        clips = Clips(self.corpus, pseudo)
+        clips = Clips(self.corpus, pseudo, clip_samples=recipe.clip_samples)
         return _order(clips, recipe, recipe.batch_pieces, recipe.sampling, self.seed)
 
     @cached_property
@@ -164,7 +198,7 @@ class Run:
             Stream(self.order, recipe.augmentation, loss, recipe.strong_weight, self.teacher)
         ]
         if self.weak_corpus is not None and recipe.weak_pieces is not None:
-            clips = Clips(self.weak_corpus)
+            clips = Clips(self.weak_corpus, clip_samples=recipe.clip_samples)
             pieces, rule = recipe.weak_pieces, recipe.weak_sampling
             order = _order(clips, recipe, pieces, rule, self.seed)
             loss = objective(recipe.weak_objective)
@@ -182,16 +216,14 @@ class Run:
     def start(self) -> SEDModel:
         """The model that it begins with."""
         sources = self.sources
-        model = start_model(
+        return start_model(
             self.recipe,
             self.corpus.labels,
             self.seed,
             checkpoint=sources.checkpoint,
             backbone=sources.backbone,
+            image_weights=sources.image_weights,
         )
-        if self.recipe.onset_weight is None:
-            return model
-        return with_edges(model, generator_for(self.seed, "edges"))
 
     def config(self, model: SEDModel) -> dict[str, Any]:
         """All that the numbers depend on beside plan and augmentation."""
@@ -206,6 +238,7 @@ class Run:
             "start": model.provenance.get("checkpoint"),
             "start_sha256": model.provenance.get("sha256"),
             "backbone": self.sources.backbone,
+            "image_weights_sha256": model.provenance.get("image_weights", {}).get("sha256"),
             "teacher_sha256": self.teacher and self.teacher.provenance["sha256"],
             "pseudo_labels_sha256": _sha256(self.sources.pseudo_labels),
             **{f"{name}_sha256": one and one.sha256 for name, one in corpora.items()},
@@ -215,8 +248,7 @@ class Run:
 def _order(clips: Clips, recipe: Recipe, pieces: int, rule: str, seed: int) -> ClipOrder:
     corpus = clips.corpus
     weights = weights_of(rule, corpus.index, len(corpus.labels))
-    n_drawable = len(corpus) if weights is None else int((weights > 0).sum())
-    epoch = recipe.epoch_of(n_drawable)
+    epoch = recipe.epoch_of(n_drawable(weights, len(corpus)))
     return ClipOrder(clips, pieces, seed, epoch, weights, recipe.replacement)
 
 
@@ -238,34 +270,41 @@ def run(job: Run) -> Made | None:
 
     Raises `ValueError` as `fit`, and for sources that do not fit the recipe.
     """
-    job.out.mkdir(parents=True, exist_ok=True)
+    splits = _splits(job)
     model = job.start()
     config = job.config(model)
-    parents = _parents(job, model)
+    parents = parents_of(job, model)
     world = job.place.n_devices * job.place.n_nodes
     place = replace(
         job.place,
         folder=job.out / "run",
         micro_pieces=job.place.micro_pieces or max(1, job.recipe.batch // world),
-        keep_from_step=_keep_from(job),
+        keep_from_step=job.recipe.keep_from_step(job.plan),
     )
-    fitted = fit(
-        model, job.streams, job.plan, place, validate=job.score, config=config, tell=job.tell
-    )
+    streams, plan = job.streams, job.plan  # all sources have been seen before a folder is made
+    broken = BrokenClips(place.folder / BROKEN, [stream.material for stream in streams])
+
+    def tell(line: str) -> None:
+        broken.note()
+        job.tell(line)
+
+    fitted = fit(model, streams, plan, place, validate=job.score, config=config, tell=tell)
     if (rank_zero_only.rank or 0) != 0:
         return None
-    made = _export(job, model, fitted, place.folder, {"config": config, "parents": parents})
-    if job.recipe.stage == "weak" and job.valid is not None:
-        splits = {VALIDATION: job.valid} | ({EVALUATION: job.evaluation} if job.evaluation else {})
-        summarise(made.model, job.out, splits, first_twice=job.recipe.average_first_twice)
+    if found := broken.read():
+        warnings.warn(f"{broken_line(found)}; others took their places", stacklevel=2)
+    facts = {"config": config, "parents": parents, "broken_clips": broken.facts()}
+    made = _export(job, model, fitted, place.folder, facts)
+    if job.recipe.stage == "weak":
+        twice, device = job.recipe.average_first_twice, torch.device(place.device)
+        summarise(made.model, job.out, splits, first_twice=twice, device=device)
     return made
 
 
-def _keep_from(job: Run) -> int | None:
-    first, plan = job.recipe.keep_from_epoch, job.plan
-    if first is None or plan.valid_every_steps is None:
-        return None
-    return max(1, first * plan.n_steps // job.recipe.n_epochs)
+def _splits(job: Run) -> dict[str, Corpus]:
+    """Corpora that nothing is learned from, by what they are for."""
+    both = {VALIDATION: job.valid, EVALUATION: job.evaluation}
+    return {name: corpus for name, corpus in both.items() if corpus is not None}
 
 
 def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict[str, Any]) -> Made:
@@ -277,18 +316,21 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
         "seed": job.seed,
         "steps_scale": job.steps_scale,
         "max_steps": job.max_steps,
-        "data": _data(job),
+        "data": data_of(job),
         **facts,
         "plan": asdict(job.plan),
         "augmentation": asdict(job.recipe.augmentation),
         "weak_augmentation": asdict(job.recipe.weak_augmentation),
-        "metrics": _metrics(job, fitted),
-        "licence": _licence(job),
+        "metrics": metrics_of(job, fitted),
+        "licence": licence_of(job),
     }
     origin = json.loads(json.dumps(origin))
     if job.recipe.sequence_model is not None or job.sources.backbone is not None:
         model.provenance["checkpoint"] = None  # no checkpoint has this network
     model.provenance["origin"] = origin
+    for old in (job.out / EPOCHS).glob("step-*.safetensors"):  # of an earlier run
+        if not (folder / KEPT / f"{old.stem}.pt").is_file():
+            old.unlink()
     for kept in sorted((folder / KEPT).glob("step-*.pt")):
         one = copy.deepcopy(model)
         one.load_state_dict(torch.load(kept, weights_only=True))
@@ -314,51 +356,3 @@ def _whole(model: SEDModel) -> SEDModel:
     if isinstance(head, LinearHead) and head.strong is None and head.weak is not None:
         head.strong = copy.deepcopy(head.weak)
     return model
-
-
-def _data(job: Run) -> dict[str, Any]:
-    corpora = {"corpus": job.corpus, "weak_corpus": job.weak_corpus, "valid": job.valid}
-    return {
-        name: {"sha256": one.sha256, "clips": len(one), "classes": len(one.labels)}
-        for name, one in corpora.items()
-        if one is not None
-    }
-
-
-def _metrics(job: Run, fitted: Fitted) -> dict[str, Any]:
-    name = "mAP" if job.recipe.stage == "weak" else "psds1_macro"
-    known = job.valid is not None and math.isfinite(fitted.valid_score)
-    return {
-        name: fitted.valid_score if known else None,
-        "loss": fitted.loss,
-        "n_steps": fitted.n_steps,
-        "kept_step": fitted.kept_step,
-    }
-
-
-def _parents(job: Run, model: SEDModel) -> list[dict[str, Any]]:
-    """What the weights come from: names and sha256."""
-    parents = []
-    if model.provenance.get("sha256") is not None:
-        parents.append({"role": "start", **_named(model)})
-    if job.teacher is not None:
-        parents.append({"role": "teacher", **_named(job.teacher)})
-    if job.sources.pseudo_labels is not None:
-        sha256 = _sha256(job.sources.pseudo_labels)
-        origin = job.order.clips.pseudo.origin
-        parents.append({"role": "pseudo labels", "sha256": sha256, "origin": origin})
-    return parents
-
-
-def _named(model: SEDModel) -> dict[str, Any]:
-    return {name: model.provenance[name] for name in ("checkpoint", "sha256")}
-
-
-def _licence(job: Run) -> dict[str, str | None]:
-    """Of the parents, as the registry knows them; the corpus' is what its manifest says."""
-    recipe, sources = job.recipe, job.sources
-    start = None if sources.backbone else sources.checkpoint or recipe.start
-    names = [start, sources.teacher or recipe.teacher if recipe.pseudo == "teacher" else None]
-    known = {name: get_checkpoint(name).licence for name in names if name is not None}
-    corpus = job.corpus.manifest.get("licence", "not stated: see where its clips come from")
-    return {**known, "corpus": corpus}

@@ -24,7 +24,8 @@ _NO_SETTINGS = ("version",)  # of a card's config: the package's own
 class RunFolder:
     """A weak run that has ended.
 
-    name: of the folder. card: what the run wrote about itself. labels: its classes.
+    name: of the folder. card: what the run wrote about itself. labels: its classes. clip_s: what
+    its head sees of a clip at once; None: as the backbone has it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RunFolder:
     card: dict[str, Any]
     head: str
     labels: tuple[str, ...]
+    clip_s: float | None = None
 
     @property
     def seed(self) -> int:
@@ -74,7 +76,12 @@ class RunFolder:
             sequence = (*sequence_of(config["sequence_model"]), *layers)
         options = Options(batch_size=batch_size)
         return build_model(
-            backbone, sequence_model=sequence, head=self.head, labels=self.labels, options=options
+            backbone,
+            sequence_model=sequence,
+            head=self.head,
+            labels=self.labels,
+            clip_s=self.clip_s,
+            options=options,
         )
 
 
@@ -127,4 +134,4 @@ def _read_run(folder: Path, name: str) -> RunFolder:
     if saved is None or saved.head is None or saved.labels is None:
         weight_files.read(folder / MODEL)  # a file that cannot be read is told as such
         raise ValueError(f"{folder / MODEL} does not tell its head and classes")
-    return RunFolder(name, folder, card, saved.head, saved.labels)
+    return RunFolder(name, folder, card, saved.head, saved.labels, saved.clip_s)

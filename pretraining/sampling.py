@@ -79,6 +79,11 @@ def weights_of(sampling: str, index: ClipIndex, n_classes: int) -> np.ndarray | 
     return weights
 
 
+def n_drawable(weights: np.ndarray | None, n_clips: int) -> int:
+    """How many of `n_clips` can be drawn: those of weight 0 never are."""
+    return n_clips if weights is None else int((weights > 0).sum())
+
+
 @dataclass(frozen=True, eq=False)
 class ClipOrder:
     """What a run sees of a corpus: a function of seed and step, the same in every process.
@@ -119,9 +124,7 @@ class ClipOrder:
 
     @property
     def _n_drawable(self) -> int:
-        if self.weights is None:
-            return len(self.clips.corpus)
-        return int(np.count_nonzero(self.weights))
+        return n_drawable(self.weights, len(self.clips.corpus))
 
     @property
     def n_pieces(self) -> int:
@@ -144,8 +147,8 @@ class ClipOrder:
         ]
 
     def name(self, draw: Draw) -> str:
-        """A drawn clip's name."""
-        return self.clips.corpus.names[draw.index]
+        """The clip that a draw gives; it is read again to tell whether another one stood for it."""
+        return replace(self.clips, weights=self.weights).name(draw)
 
     def epoch(self, number: int) -> np.ndarray:
         """The clips of an epoch in order (epoch_clips,), int64."""

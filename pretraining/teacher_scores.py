@@ -53,7 +53,8 @@ def compute_scores(
 ) -> TeacherScores:
     """The scores of some clips of a corpus, by number.
 
-    Clips up to 10 s are followed by silence, as in training; a longer one is seen whole.
+    As in training, a head that pools tokens sees a clip as its front end fills it up, and one on
+    frames sees silence after up to 10 s; a longer clip is seen whole.
 
     Raises `ValueError` for a model without clip scores or without some of the classes, and where
     more than 1 % of the clips cannot be decoded; fewer are left out.
@@ -70,7 +71,7 @@ def compute_scores(
         broken |= failed
         if len(broken) > max(1, MAX_BROKEN * len(numbers)) or len(broken) == len(numbers):
             raise ValueError(f"{corpus.folder}: {broken_line(broken)}")
-        for group, audio in _alike(found):
+        for group, audio in _alike(found, fill=not model.pools_tokens):
             values = model.weak_scores(audio.to(model.device)).float().cpu().numpy()
             scores[len(names) : len(names) + len(group)] = values[:, columns]
             names += group
@@ -139,10 +140,15 @@ def _decoded(
     return found, broken
 
 
-def _alike(found: Sequence[tuple[str, np.ndarray]]) -> list[tuple[list[str], torch.Tensor]]:
-    """Names and audio (batch, samples): clips of about 10 s at most together, others alone."""
-    short = [(name, window(audio, 0)) for name, audio in found if len(audio) <= _LONG_SAMPLES]
-    groups = [([name], audio[None]) for name, audio in found if len(audio) > _LONG_SAMPLES]
-    if short:
-        groups.append(([name for name, _ in short], np.stack([audio for _, audio in short])))
-    return [(names, torch.from_numpy(audio)) for names, audio in groups]
+def _alike(
+    found: Sequence[tuple[str, np.ndarray]], *, fill: bool
+) -> list[tuple[list[str], torch.Tensor]]:
+    """Names and audio (batch, samples) of clips of one length; `fill`: up to 10 s is made 10 s."""
+    groups: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for name, audio in found:
+        alike = window(audio, 0) if fill and len(audio) <= _LONG_SAMPLES else audio
+        groups.setdefault(len(alike), []).append((name, alike))
+    return [
+        ([name for name, _ in group], torch.from_numpy(np.stack([audio for _, audio in group])))
+        for group in groups.values()
+    ]

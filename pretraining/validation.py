@@ -21,7 +21,7 @@ from downstream.metrics import PSDS1, StreamedPSDS
 from hear_pretrainedsed.audio import AudioError
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.model import SEDModel
-from hear_pretrainedsed.training.stream import frames_of
+from hear_pretrainedsed.training.stream import frames_of, seen_by_head
 from pretraining.clips import broken_line, decode, window
 from pretraining.corpus import Corpus, Record
 from pretraining.weak_metrics import weak_metrics
@@ -54,16 +54,22 @@ def shared_classes(model_labels: tuple[str, ...], corpus: Corpus) -> Shared:
     return Shared(tuple(model_labels[i] for i in of_model), of_model, of_corpus)
 
 
-@torch.no_grad()
-def psds1(model: SEDModel, corpus: Corpus) -> float:
-    """PSDS1 of a model's frame scores, the mean over the shared classes that have events.
+def check_events(labels: tuple[str, ...], corpus: Corpus) -> None:
+    """Refuse a corpus on which a model with these classes has no PSDS1."""
+    _reference(shared_classes(labels, corpus), corpus)
 
-    Raises `ValueError` for a corpus without events or without shared classes.
-    """
-    assert model.labels is not None
+
+def check_clip_labels(labels: tuple[str, ...], corpus: Corpus) -> None:
+    """Refuse a corpus on which a model with these classes has no mAP."""
+    shared = shared_classes(labels, corpus)
+    if not np.isin(corpus.index.weak_class, shared.of_corpus).any():
+        raise ValueError(f"{corpus.folder}: no clip has a label of the shared classes")
+
+
+def _reference(shared: Shared, corpus: Corpus) -> tuple[list[int], dict[str, list[Triple]]]:
+    """Clips that have events of the shared classes: their numbers, and these events by name."""
     if not corpus.has_events:
         raise ValueError(f"{corpus.folder} has clips without events: PSDS1 needs a strong corpus")
-    shared = shared_classes(model.labels, corpus)
     place = dict(zip(shared.of_corpus.tolist(), shared.labels, strict=True))
     reference: dict[str, list[Triple]] = {}
     numbers = []
@@ -75,10 +81,22 @@ def psds1(model: SEDModel, corpus: Corpus) -> float:
             numbers.append(number)
     if not numbers:
         raise ValueError(f"{corpus.folder}: no clip has an event of the shared classes")
+    return numbers, reference
+
+
+@torch.no_grad()
+def psds1(model: SEDModel, corpus: Corpus) -> float:
+    """PSDS1 of a model's frame scores, the mean over the shared classes that have events.
+
+    Raises `ValueError` for a corpus without events or without shared classes.
+    """
+    assert model.labels is not None
+    shared = shared_classes(model.labels, corpus)
+    numbers, reference = _reference(shared, corpus)
     durations = dict.fromkeys(reference, GRID.window_samples / GRID.sample_rate)
     stream = StreamedPSDS(GRID.hop_s, shared.labels, _inside(reference), durations, **PSDS1)
     seen = set()
-    for names, audio in _batches(model, corpus, numbers):
+    for names, audio, _ in _batches(model, corpus, numbers):
         values = median(model.head(_frames(model, audio)).float()).cpu().numpy()
         for name, one in zip(names, values, strict=True):
             stream.add(name, one[:, shared.of_model])
@@ -96,13 +114,18 @@ def mean_ap(model: SEDModel, corpus: Corpus) -> float:
 
 @torch.no_grad()
 def clip_table(model: SEDModel, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """Clip scores in 0..1 and labels of the shared classes, both (clips, classes)."""
+    """Clip scores in 0..1 and labels of the shared classes, both (clips, classes).
+
+    Of each clip its beginning is seen: 10 s, or as much as the head sees at once if it pools
+    tokens (`SEDModel.clip_samples`).
+    """
     assert model.labels is not None
     shared = shared_classes(model.labels, corpus)
     scores, targets = [], []
     numbers = {name: number for number, name in enumerate(corpus.names)}
-    for names, audio in _batches(model, corpus, range(len(corpus))):
-        values = clip_scores(model, audio).cpu().numpy()
+    size = model.clip_samples if model.pools_tokens else GRID.window_samples
+    for names, audio, n_samples in _batches(model, corpus, range(len(corpus)), size):
+        values = clip_scores(model, audio, n_samples).cpu().numpy()
         for name, one in zip(names, values, strict=True):
             present = np.zeros(len(corpus.labels), np.uint8)
             present[list(corpus.index.row(numbers[name]).weak)] = 1
@@ -111,11 +134,17 @@ def clip_table(model: SEDModel, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]
     return np.stack(scores), np.stack(targets)
 
 
-def clip_scores(model: SEDModel, audio: Tensor) -> Tensor:
-    """Audio (batch, 160000) -> scores of the whole clip (batch, classes), float32, in 0..1."""
-    spec = model.frontend(audio)
-    seen = model.backbone(spec) if model.head.pools == "tokens" else frames_of(model, spec)
-    out = model.head.clip(seen).float()
+def clip_scores(model: SEDModel, audio: Tensor, n_samples: Tensor) -> Tensor:
+    """Audio (batch, samples) of clips that end at `n_samples`, silent from there -> clip scores.
+
+    Returns (batch, classes), float32, in 0..1. Heads on tokens see each clip filled up by the front
+    end's rule, as `SEDModel.weak_scores`; those on frames see the silence.
+    """
+    if model.pools_tokens:
+        spec = model.frontend.clips(audio, n_samples, model.clip_samples)
+    else:
+        spec = model.frontend(audio)
+    out = model.head.clip(seen_by_head(model, spec)).float()
     return out.sigmoid() if model.head.emits == "logits" else out
 
 
@@ -150,9 +179,12 @@ def _inside(reference: Mapping[str, Sequence[Triple]]) -> dict[str, list[Triple]
 
 
 def _batches(
-    model: SEDModel, corpus: Corpus, numbers: Sequence[int]
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and the first 10 s (batch, 160000) on the model's device; broken clips are left out."""
+    model: SEDModel, corpus: Corpus, numbers: Sequence[int], n_first: int = GRID.window_samples
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Names, audio (batch, n_first) from the clips' beginning, and where they end (batch,).
+
+    Audio is on the model's device. Broken clips are left out.
+    """
     size = model.options.batch_size or _CLIPS_AT_ONCE.get(model.device.type, 8)
     parts = [list(numbers[i : i + size]) for i in range(0, len(numbers), size)]
     broken: dict[str, str] = {}
@@ -165,8 +197,9 @@ def _batches(
             broken |= {name: str(audio) for name, audio in rows if isinstance(audio, AudioError)}
             good = [(name, audio) for name, audio in rows if not isinstance(audio, AudioError)]
             if good:
-                audio = torch.from_numpy(np.stack([audio for _, audio in good]))
-                yield [name for name, _ in good], audio.to(model.device)
+                audio = np.stack([window(audio, 0, n_first) for _, audio in good])
+                n_samples = torch.tensor([min(len(audio), n_first) for _, audio in good])
+                yield [n for n, _ in good], torch.from_numpy(audio).to(model.device), n_samples
     if len(broken) == len(numbers):
         raise ValueError(f"{corpus.folder}: {broken_line(broken)}")
     if broken:
@@ -179,6 +212,6 @@ def _read(corpus: Corpus, numbers: list[int]) -> list[tuple[str, np.ndarray | Au
 
 def _decoded(record: Record) -> np.ndarray | AudioError:
     try:
-        return window(decode(record.audio), 0)
+        return decode(record.audio)
     except AudioError as error:
         return error

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hear_pretrainedsed import weight_files
 from hear_pretrainedsed.model import SEDModel
@@ -20,17 +21,30 @@ RESULTS, BY_EPOCH = "results.csv", "epochs.csv"
 
 
 def summarise(
-    model: SEDModel, out: Path, splits: Mapping[str, Corpus], *, first_twice: bool
+    model: SEDModel,
+    out: Path,
+    splits: Mapping[str, Corpus],
+    *,
+    first_twice: bool,
+    device: torch.device,
 ) -> None:
     """Write averaged weights, and mAP, AUC and d' of best checkpoint, average and ensemble.
 
-    `model` is the network of the files in `out / EPOCHS`; nothing is done where there are none.
-    `splits` are corpora by `weak_results`' names. first_twice: see `weight_averaging`.
+    Where there are no splits or no files in `out / EPOCHS`, nothing is written; what an earlier
+    run has left is taken away in any case.
+
+    Args:
+        model: the network of these files; left as it is.
+        splits: corpora by `weak_results`' names, validation among them.
+        first_twice: see `weight_averaging`.
+        device: where clips are scored.
     """
+    for name in (AVERAGED, RESULTS, BY_EPOCH):
+        (out / name).unlink(missing_ok=True)
     files = sorted((out / EPOCHS).glob("step-*.safetensors"))
-    if not files:
+    if not files or not splits:
         return
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).to(device)
     targets: dict[str, np.ndarray] = {}
 
     def scores(path: Path) -> dict[str, np.ndarray]:

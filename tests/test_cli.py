@@ -377,9 +377,13 @@ def test_ctrl_c_in_the_middle_is_130_and_leaves_no_part(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_version(run) -> None:
+    assert run("--version") == (0, f"hear-pretrainedsed {hps.__version__}\n", "")
+
+
 # ---- the process
 
-COMMAND = [sys.executable, "-m", "hear_pretrainedsed.cli"]
+COMMAND = [sys.executable, "-m", "hear_pretrainedsed"]
 
 
 @pytest.mark.slow

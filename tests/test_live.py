@@ -30,7 +30,7 @@ from tests.reference import signal as clip
 from tests.test_streaming import noise, ramp
 
 NAME = "frame_mn06.strong"
-COMMAND = [sys.executable, "-m", "hear_pretrainedsed.cli", "detect", "-", "-c", NAME]
+COMMAND = [sys.executable, "-m", "hear_pretrainedsed", "detect", "-", "-c", NAME]
 
 
 @pytest.fixture(autouse=True)

@@ -245,8 +245,11 @@ def test_out_of_memory_halves_what_is_in_memory(recordings, tmp_path) -> None:
     model, fitted = run(recordings, tmp_path / "tight", loss=tight)
     assert fitted.micro_pieces == 2
     close(model, whole, 2e-5)
-    with pytest.raises(ValueError, match="not enough memory for 1 pieces of 10 s at a time"):
+    line = "not enough memory for 1 pieces at a time: "
+    with pytest.raises(ValueError, match=f"{line}begin anew in another folder with .* bf16$"):
         run(recordings, tmp_path / "none", loss=none)
+    with pytest.raises(ValueError, match=f"{line}take a device with more$"):
+        run(recordings, tmp_path / "half", replace(PLAN, precision="bf16"), loss=none)
 
 
 def test_errors_of_other_kinds_are_not_memory(recordings, tmp_path) -> None:
@@ -366,6 +369,9 @@ def test_wrong_plans_and_places(tmp_path) -> None:
         replace(PLAN, precision="fp16")
     with pytest.raises(ValueError, match="n_devices is 0"):
         Place(tmp_path, n_devices=0)
+    with pytest.raises(ValueError, match="device is cuda:1, which is one, and n_devices 2"):
+        Place(tmp_path, device="cuda:1", n_devices=2)
+    Place(tmp_path, device="cuda:1", n_nodes=2)  # that one of each node
 
 
 def test_every_field_of_a_plan_is_in_the_config(recordings, tmp_path) -> None:

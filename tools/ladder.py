@@ -101,9 +101,12 @@ def draw(rows: Sequence[Row]) -> Figure:
     axes.set_xticks([2 * i for i in range(len(rows))], [row.protocol for row in rows])
     axes.set_xlim(-0.8, 2 * len(rows) - 1.2)
     axes.margins(y=0.25)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.35 * (high - low), high)  # room for the causes under the lowest rung
     axes.set_ylabel(f"{first.metric}, %")
     axes.set_title(f"{first.checkpoint} on {first.task}, mode {first.mode}", loc="left")
-    seeds = " and ".join(sorted({f"{row.n_seeds} seeds" for row in rows}))
+    counts = sorted({row.n_seeds for row in rows})
+    seeds = " and ".join("1 seed" if n == 1 else f"{n} seeds" for n in counts)
     units = f"; grey: 95 % over {first.n_units} units ({first.unit}) and seeds"
     figure.supxlabel(seeds + (units if any(r.interval for r in rows) else ""), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

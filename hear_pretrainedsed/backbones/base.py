@@ -40,6 +40,8 @@ class Backbone(nn.Module):
     #: what does not fit audio in a file of the same network trained on images, whose names are
     #: those here (full-match patterns); empty: there is no such file
     image_skips: ClassVar[tuple[str, ...]] = ()
+    #: whether it was trained on longer clips than a window, each seen at once
+    any_length: ClassVar[bool] = False
     #: what the tokens of one window span, in samples, where that is not the window; else None
     token_span_samples: ClassVar[int | None] = None
     #: centre of the first token, in samples; None: half a step (read where there is a span)

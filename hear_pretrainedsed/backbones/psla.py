@@ -69,6 +69,16 @@ class PslaMel(KaldiMel):
         """Audio (batch, samples) -> spec (batch, 1, 128, span_samples / 160), as in training."""
         return self._filled(audio, span_samples // HOP_SAMPLES)
 
+    def clips(self, audio: Tensor, n_samples: Tensor, span_samples: int) -> Tensor:
+        """`clip` of each of some clips: what fills up begins where each ends, `n_samples` (batch,).
+
+        Audio (batch, samples) -> spec (batch, 1, 128, span_samples / 160).
+        """
+        spec = self.clip(audio, span_samples)
+        n_own = (n_samples - len(self.window)) // HOP_SAMPLES + 1  # whole spec frames of the clip
+        after = torch.arange(spec.shape[3], device=spec.device) >= n_own.to(spec.device)[:, None]
+        return spec.masked_fill(after[:, None, None], -self.mean / self.std)
+
     def _filled(self, audio: Tensor, spec_frames: int) -> Tensor:
         if audio.shape[1] < len(self.window):  # not one whole spec frame
             spec = audio.new_zeros(len(audio), 1, self.n_mels, 0, dtype=torch.float32)
@@ -138,6 +148,7 @@ class Psla(Backbone):
     release_root = "module."
     reference_prefix = "effnet."
     unused_keys = (r"(module\.)?effnet\._fc\.(weight|bias)",)
+    any_length = True
     image_skips = (r"_conv_stem\.weight", r"_fc\.(weight|bias)")
     token_span_samples = SPEC_FRAMES * HOP_SAMPLES
     # Every stride is padded alike on both sides, so step i sits on input 2 i, and after five of

@@ -60,11 +60,10 @@ def mix_audio(batch: Batch, partner: Tensor, shares: Tensor, mixed: Tensor | Non
 
     Both waveforms are centred before and the sum after mixing. `partner` (batch,) are indices,
     `shares` (batch,) those of the clip itself, `mixed` (batch,) which clips are mixed at all
-    (default: all).
+    (default: all). With the batch's `n_samples` a mixture ends where the clip itself does, and the
+    partner is cut there (PSLA).
     """
-    audio = batch.audio - batch.audio.mean(dim=1, keepdim=True)
-    audio = _mix(audio, partner, shares)
-    audio = audio - audio.mean(dim=1, keepdim=True)
+    audio = _centred(_mix(_centred(batch.audio, batch.n_samples), partner, shares), batch.n_samples)
     if mixed is not None:
         audio = torch.where(mixed.to(audio.device)[:, None], audio, batch.audio)
     return replace(
@@ -72,6 +71,15 @@ def mix_audio(batch: Batch, partner: Tensor, shares: Tensor, mixed: Tensor | Non
         audio=audio,
         **{name: _mix(value, partner, shares) for name, value in _labels(batch).items()},
     )
+
+
+def _centred(audio: Tensor, n_samples: Tensor | None) -> Tensor:
+    """Audio (batch, samples) without its mean; of clips that end at `n_samples`, silence after."""
+    if n_samples is None:
+        return audio - audio.mean(dim=1, keepdim=True)
+    n_own = n_samples.to(audio.device)[:, None]
+    own = torch.arange(audio.shape[1], device=audio.device) < n_own
+    return (audio - (audio * own).sum(dim=1, keepdim=True) / n_own) * own
 
 
 def mix_spec(batch: Batch, partner: Tensor, shares: Tensor) -> Batch:

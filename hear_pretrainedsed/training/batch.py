@@ -14,8 +14,9 @@ class Batch:
     audio: (batch, samples). targets: (batch, frames, classes) in 0..1; None for clips that have
     labels of the whole clip alone. weak: those, (batch, classes) in 0..1. spec: (batch, 1, mels,
     spec_frames), once the front end has seen the audio. teacher_spec: what a teacher sees of the
-    same audio, by its own front end. pseudo: a teacher's scores, shaped as `targets`. files: the
-    clips' names, for messages.
+    same audio, by its own front end. pseudo: a teacher's scores, shaped as `targets`. n_samples:
+    (batch,) where each clip's own audio ends, before silence; None: nobody asks. files: the clips'
+    names, for messages.
     """
 
     audio: Tensor
@@ -24,6 +25,7 @@ class Batch:
     spec: Tensor | None = None
     teacher_spec: Tensor | None = None
     pseudo: Tensor | None = None
+    n_samples: Tensor | None = None
     files: tuple[str, ...] = ()
 
     def __len__(self) -> int:

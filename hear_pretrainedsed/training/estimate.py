@@ -11,6 +11,7 @@ from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.training.pieces import GRID
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.stream import head_output, spec_of
 
 _FLOAT = 4
 
@@ -34,14 +35,19 @@ class Memory:
         return self.weights + self.batch + self.activations
 
 
-def memory(model: SEDModel, plan: Plan, place: Place) -> Memory:
-    """The memory of a training; one piece goes through the model to see what is kept of it."""
+def memory(
+    model: SEDModel, plan: Plan, place: Place, clip_samples: int = GRID.window_samples
+) -> Memory:
+    """The memory of a training; one piece goes through the model to see what is kept of it.
+
+    clip_samples: length of the pieces, 10 s but where whole clips are learned from.
+    """
     n_copies = 4 + (plan.ema_decay is not None)
     weights = n_copies * _FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    piece = torch.zeros(1, GRID.window_samples, device=model.device)
-    spec = model.frontend(piece)
+    piece = torch.zeros(1, clip_samples, device=model.device)
+    spec = spec_of(model, piece)
     n_classes = len(model.labels or ())
-    values = piece.numel() + spec.numel() + GRID.window_frames * n_classes
+    values = piece.numel() + spec.numel() + GRID.n_frames(clip_samples) * n_classes
     processes = place.n_devices * place.n_nodes
     at_once = min(place.micro, -(-plan.batch_pieces // processes))
     kept = activation_bytes(model, spec, plan.precision)
@@ -63,8 +69,6 @@ def activation_bytes(model: SEDModel, spec: Tensor, precision: str = "fp32") -> 
         torch.autocast(spec.device.type, PRECISIONS[precision], enabled=half),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        tokens = model.backbone(spec)
-        frames = model.sequence_model(model.grid.to_frames(tokens))
-        logits = model.head(frames).float()
+        logits = head_output(model, spec).float()
         nn.functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
     return sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in own)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.training.material import Material
 from hear_pretrainedsed.training.stream import Stream
 
 BAD_BATCH = "bad_batch.txt"
@@ -31,18 +33,17 @@ def check_finite(
     """
     if norm.isfinite() and all(rows.isfinite().all() for rows in losses):
         return
-    named: list[str] = []
-    everything: list[str] = []
+    bad: list[tuple[Material, Any]] = []
+    everything: list[tuple[Material, Any]] = []
     values: list[float] = []
     for stream, rows in zip(streams, losses, strict=True):
-        items = stream.material.step(step)
-        names = [stream.material.name(item) for item in items]
-        bad = (~rows.isfinite()).nonzero().flatten().tolist()
-        named += [names[row] for row in bad]
-        values += [rows[row].item() for row in bad]
-        everything += names
+        items = [(stream.material, item) for item in stream.material.step(step)]
+        numbers = (~rows.isfinite()).nonzero().flatten().tolist()
+        bad += [items[number] for number in numbers]
+        values += [rows[number].item() for number in numbers]
+        everything += items
     what = f"the loss is {values[0]}" if values else "the gradient is not finite"
-    named = named or everything
+    named = [material.name(item) for material, item in bad or everything]
     if folder is not None:
         with whole_file(folder / BAD_BATCH) as file:
             file.write("".join(f"{name}\n" for name in named).encode())

@@ -91,18 +91,19 @@ def fit(
 
     Raises:
         ValueError: the folder holds a run of another config (the differences are named), a loss is
-            not finite (the pieces are named), or even one piece at a time needs too much memory.
+            not finite (the pieces are named), what an earlier call left is damaged (the file is
+            named, and nothing is written), or even one piece at a time needs too much memory.
         OSError: what a run goes on from cannot be written.
     """
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(place, plan.precision, _saved_step(folder / LAST))
+    last = folder / LAST
+    trainer = _trainer(place, plan.precision, _saved_step(last))
     if trainer.is_global_zero:
         check_config(folder, _content(streams, plan, config or {}))
     if (fitted := _finished(model, folder)) is not None:
         return fitted
     learner = Learner(model, streams, plan, place, validate, tell)
-    last = folder / LAST
     try:
         with _quiet(), _sigterm_asks(learner):
             trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -135,11 +136,28 @@ def _finished(model: SEDModel, folder: Path) -> Fitted | None:
     """What is known of a run that has ended, its weights in the model; None for any other."""
     if not ((folder / FITTED).is_file() and (folder / WEIGHTS).is_file()):
         return None
-    content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
-    content["valid_scores"] = tuple(map(tuple, content["valid_scores"]))
-    model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
+    with _whole(folder / FITTED):
+        content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
+        content["valid_scores"] = tuple(map(tuple, content["valid_scores"]))
+        fitted = Fitted(**content)
+    with _whole(folder / WEIGHTS):
+        model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     model.eval()
-    return Fitted(**content)
+    return fitted
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever reading a damaged file of a run raises, as one line; a missing one stays that."""
+    try:
+        yield
+    except Exception as error:  # torch raises a dozen kinds on bad bytes, OSError among them
+        if isinstance(error, MemoryError) or getattr(error, "filename", None) is not None:
+            raise
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}): put an earlier copy of it there, or "
+            "remove it and the run begins again from its first step"
+        ) from None
 
 
 def default_logger() -> str:
@@ -164,8 +182,9 @@ def _saved_step(path: Path) -> int:
     """The step that a killed run goes on from; 0 where there is none."""
     if not path.is_file():
         return 0
-    saved = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
-    return saved["learner"]["progress"]["step"]
+    with _whole(path):
+        saved = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        return int(saved["learner"]["progress"]["step"])
 
 
 def _logger(name: str, folder: Path, step: int) -> Logger | bool:

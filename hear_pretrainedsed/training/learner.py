@@ -177,6 +177,8 @@ class Learner(LightningModule):
         stream = self.streams[number]
         n = len(stream.material.step(step))
         batch = map_tensors(batch, lambda rows: self._gathered(rows, n))
+        if batch.n_samples is not None and not self.model.pools_tokens:
+            batch = replace(batch, n_samples=None)  # frames in silence are as good as others
         what = "augment" if number == 0 else f"augment {number}"
         generator = generator_for(stream.material.seed, what, step)
         augmentation = stream.augmentation
@@ -186,16 +188,25 @@ class Learner(LightningModule):
             frontend = frontend.with_drawn_edges(generator)
         batch = replace(batch, spec=self._spec(frontend, batch))
         if stream.teacher is not None:
-            batch = replace(batch, teacher_spec=self._spec(stream.teacher.frontend, batch))
+            heard = replace(batch, n_samples=None)
+            batch = replace(batch, teacher_spec=self._spec(stream.teacher.frontend, heard))
         augmentation = augmentation.with_mask_value(mask_value(self.model.frontend))
         return augmentation.on_spec(batch, generator)
 
     def _spec(self, frontend: nn.Module, batch: Batch) -> Tensor:
         """The spec of a whole batch, of which each process computes its rows."""
-        own = batch.audio[own_rows(len(batch), self.global_rank, self.trainer.world_size)]
-        given = own if len(own) else batch.audio[:1]  # one too many tells the shape
-        spec = torch.cat([frontend(part) for part in given.split(self.micro_pieces)])[: len(own)]
+        own = rows_of(batch, own_rows(len(batch), self.global_rank, self.trainer.world_size))
+        given = own if len(own) else rows_of(batch, slice(0, 1))  # one too many tells the shape
+        starts = range(0, len(given), self.micro_pieces)
+        parts = (rows_of(given, slice(start, start + self.micro_pieces)) for start in starts)
+        spec = torch.cat([self._heard(frontend, part) for part in parts])[: len(own)]
         return self._gathered(spec, len(batch))
+
+    def _heard(self, frontend: nn.Module, batch: Batch) -> Tensor:
+        """The spec of some rows, filled up after each clip where it is known to end."""
+        if batch.n_samples is None:
+            return frontend(batch.audio)
+        return frontend.clips(batch.audio, batch.n_samples, self.model.clip_samples)
 
     def _backward(self, batches: Sequence[Batch]) -> list[Tensor]:
         """Gradients of the mean losses of whole batches; the losses of this process's rows."""
@@ -207,14 +218,20 @@ class Learner(LightningModule):
                     raise
                 one = self.micro_pieces == 1
             if one or self.trainer.world_size > 1:  # the others wait for this process
-                raise ValueError(
-                    f"not enough memory for {self.micro_pieces} pieces of 10 s at a time: "
-                    "take a smaller --batch-size, or bf16"
-                )
+                raise ValueError(self._no_memory())
             self.micro_pieces //= 2
             self.optimizers().zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _no_memory(self) -> str:
+        """What to do about it; the precision of a run that goes on cannot be another one."""
+        ways = ["go on with a smaller --batch-size"] if self.micro_pieces > 1 else []
+        if self.plan.precision == "fp32":
+            ways.append("begin anew in another folder with --precision bf16")
+        ways = ways or ["take a device with more"]
+        line = f"not enough memory for {self.micro_pieces} pieces at a time"
+        return f"{line}: {', or '.join(ways)}"
 
     def _accumulate(self, number: int, batch: Batch) -> Tensor:
         stream = self.streams[number]
@@ -359,7 +376,8 @@ class Learner(LightningModule):
         """From what `on_save_checkpoint` wrote."""
         kept = checkpoint["learner"]
         self.progress = Progress(**kept["progress"])
-        self.best_state, self.micro_pieces = kept["best_state"], kept["micro_pieces"]
+        self.best_state = kept["best_state"]
+        self.micro_pieces = min(kept["micro_pieces"], self.place.micro)  # what fits, if less is set
         if self.ema:
             self.ema.load_state_dict(kept["ema"])
 

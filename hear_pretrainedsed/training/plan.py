@@ -29,8 +29,8 @@ class Plan:
         the largest norm of the whole gradient; None: any.
     balanced: as in `pieces.Order`.
     ema_decay: of the average of weights that is validated and kept; None: the weights themselves.
-    freeze_norms: batch norms keep the statistics that they came with, so that a step does not
-        depend on how its batch is cut up.
+    freeze_norms: batch norms keep the statistics that they came with, so that they do not depend
+        on how a batch is cut up.
     valid_every_steps: None: after the last step alone. patience: the run ends when so many
         validations in a row bring nothing better, and the best weights are kept; None: it goes to
         its end, and the last weights are kept.
@@ -79,12 +79,12 @@ class Plan:
 class Place:
     """Where a training runs; its numbers depend on it by rounding alone.
 
-    With one exception: batch norms that are not frozen take their statistics from
-    `micro_pieces` pieces.
+    With two exceptions. Batch norms that are not frozen take their statistics from `micro_pieces`
+    pieces; and dropout is drawn by each process for its own rows, one part of them after another.
 
     folder: for what a killed run goes on from, and for logs; made if need be.
-    device: "cpu", "cuda" or "cuda:1". n_devices, n_nodes: processes of data-parallel training;
-        several nodes are started as torchrun or Slurm does.
+    device: "cpu", "cuda" or, for one process a node, "cuda:1". n_devices, n_nodes: processes of
+        data-parallel training; several nodes are started as torchrun or Slurm does.
     micro_pieces: pieces in memory at a time, whose gradients are summed; None: all of a process's
         on a GPU up to 64, 8 on a CPU; halved when memory runs out.
     n_workers: processes that read audio; 0: the training process does.
@@ -110,6 +110,11 @@ class Place:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
+        if self.n_devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device is {self.device}, which is one, and n_devices {self.n_devices}; for "
+                "several processes it is cuda, and CUDA_VISIBLE_DEVICES tells which GPUs"
+            )
 
     @property
     def micro(self) -> int:

@@ -57,6 +57,25 @@ def frames_of(model: SEDModel, spec: Tensor) -> Tensor:
     return model.sequence_model(model.grid.to_frames(model.backbone(spec)))
 
 
+def spec_of(model: SEDModel, audio: Tensor) -> Tensor:
+    """Audio (batch, samples) of whole clips -> the spec that a model is trained on."""
+    if model.pools_tokens:
+        return model.frontend.clip(audio, model.clip_samples)
+    return model.frontend(audio)
+
+
+def seen_by_head(model: SEDModel, spec: Tensor) -> Tensor:
+    """Spec -> tokens (batch, tokens, dim) where clip scores are of these, else frames."""
+    return model.backbone(spec) if model.pools_tokens else frames_of(model, spec)
+
+
+def head_output(model: SEDModel, spec: Tensor) -> Tensor:
+    """Spec -> what a head emits for frames, or for clips where it was made for these alone."""
+    seen = seen_by_head(model, spec)
+    clips_alone = model.pools_tokens or getattr(model.head, "strong", model.head) is None
+    return model.head.clip(seen) if clips_alone else model.head(seen)
+
+
 def logits_of(model: SEDModel, spec: Tensor) -> Tensor:
     """Spec (batch, 1, mels, spec_frames) -> what the head emits (batch, frames, classes)."""
     return model.head(frames_of(model, spec))

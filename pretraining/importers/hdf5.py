@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,21 +29,15 @@ from pretraining.importers.listing import (
 from pretraining.importers.tables import read_strong
 from pretraining.vocabulary import Vocabulary, first_few, open_vocabulary
 
-Place = tuple[int, int]  # number of a file, row in it
+Place = tuple[str, int]  # a file, row in it
 
 _ROWS = 1 << 14  # of targets, unpacked at a time
 
 
-@dataclass(frozen=True)
-class Hdf5Reader:
-    """Encoded audio of a row of one of some files."""
-
-    files: tuple[str, ...]
-
-    def __call__(self, place: Place) -> bytes:
-        """The bytes of a clip, as they are in the file."""
-        number, row = place
-        return _open(self.files[number], os.getpid())["mp3"][row].tobytes()
+def read_row(place: Place) -> bytes:
+    """The encoded audio of a clip, as it is in the file."""
+    path, row = place
+    return _open(path, os.getpid())["mp3"][row].tobytes()
 
 
 @lru_cache(maxsize=16)
@@ -61,10 +54,9 @@ def list_hdf5(request: Request) -> Listing:
     default = "audioset_strong_train" if request.strong else "audioset_527"
     vocabulary = open_vocabulary(request.classes or default)
     places = _names(request.audio)
-    read = Hdf5Reader(tuple(str(path) for path in request.audio))
     if not request.strong:
         found = _with_targets(request.audio, places, vocabulary)
-        return listing("hdf5", vocabulary, found, read, (), request.audio)
+        return listing("hdf5", vocabulary, found, read_row, (), request.audio)
     strong = read_strong(request.strong, vocabulary)
     stems = {segment: pick(segment, places) for segment in strong}
 
@@ -74,20 +66,20 @@ def list_hdf5(request: Request) -> Listing:
                 yield Found(stem, places[stem], strong[segment], weak_of(strong[segment]))
 
     missing = (segment for segment, stem in stems.items() if stem is None)
-    return listing("hdf5", vocabulary, with_events(), read, missing, request.strong)
+    return listing("hdf5", vocabulary, with_events(), read_row, missing, request.strong)
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Place]:
     """Where each clip is, by name without extension."""
     places: dict[str, Place] = {}
     twice: dict[str, None] = {}
-    for number, path in enumerate(paths):
-        file = _checked(path)
+    for path in paths:
+        file, whole_path = _checked(path), os.path.abspath(path)
         for row, text in enumerate(file["audio_name"][:]):
             name = os.path.splitext(text.decode() if isinstance(text, bytes) else str(text))[0]
             if name in places:
                 twice[name] = None
-            places[name] = (number, row)
+            places[name] = (whole_path, row)
     if twice:
         raise CorpusError(f"{', '.join(map(str, paths))}: {first_few(twice, 'clip')} given twice")
     return places

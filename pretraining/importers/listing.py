@@ -41,8 +41,9 @@ class Found(NamedTuple):
 class Listing:
     """Clips to write, in order.
 
-    read: place -> encoded audio; may be pickled, raises `OSError` or `AudioError`. missing: names
-    of labelled clips without audio. sources: the label files.
+    places: where the audio of each is, by whole paths, so that an import that goes on knows whether
+    it is the same audio. read: place -> encoded audio; may be pickled, raises `OSError` or
+    `AudioError`. missing: names of labelled clips without audio. sources: the label files.
     """
 
     importer: str
@@ -119,7 +120,7 @@ def audio_below(folders: Iterable[Path]) -> dict[str, str]:
     for folder in folders:
         if not folder.is_dir():
             raise CorpusError(f"{folder}: no such folder of audio")
-        for parent, below, names in os.walk(folder):
+        for parent, below, names in os.walk(os.path.abspath(folder)):
             below.sort()
             for name in sorted(names):
                 stem, extension = os.path.splitext(name)

@@ -74,4 +74,4 @@ def _read(path: Path) -> list[Entry]:
 
 
 def _if_file(path: Path) -> str | None:
-    return str(path) if os.path.isfile(path) else None
+    return os.path.abspath(path) if os.path.isfile(path) else None

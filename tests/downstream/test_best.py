@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.block_heads import plain
 from downstream.block_heads import BlockHeads, Layout, Statistics
 from downstream.embeddings import FrameSpec
 from downstream.protocols import best
@@ -148,9 +149,12 @@ def test_heads_are_what_a_loop_computes(n_prototypes: int | None) -> None:
     assert (layout.n_blocks, layout.in_dim, layout.out_dim) == (6, 29, 20)
     model = block_heads(layout, n_prototypes)
     x = torch.randn(7, 29, generator=torch.Generator().manual_seed(5))
-    found = model(x)
     facts = statistics(29)
     z = (x - facts.mean) / facts.std
+    assert model.standard is not None
+    model.standard.apply(x)
+    torch.testing.assert_close(x, z)
+    found = model(x)
     for h in range(2):
         share = model.shares[h].exp() / model.shares[h].exp().sum()
         for row in range(7):
@@ -166,6 +170,35 @@ def test_heads_are_what_a_loop_computes(n_prototypes: int | None) -> None:
                     pooled = (model.sharpness[h][k].exp() * cosines).exp().mean().log()
                     wanted = pooled + model.biases[h][k]
                 assert found[row, h, k].item() == pytest.approx(wanted.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("n_prototypes", [None, 1, 3])
+@pytest.mark.parametrize("layout", [Layout.of([8] * 3), Layout.of([4, 4, 6], apart=[5])])
+def test_gradients_are_those_of_the_formulas(layout: Layout, n_prototypes: int | None) -> None:
+    model = block_heads(layout, n_prototypes).double()
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(9, layout.in_dim, generator=generator, dtype=torch.float64)
+    down = torch.randn(9, 2, 2, generator=generator, dtype=torch.float64)
+    wanted = torch.autograd.grad((plain(model, x) * down).sum(), list(model.parameters()))
+    assert model.standard is not None
+    model.standard.apply(x)
+    found = torch.autograd.grad((model(x) * down).sum(), list(model.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("n_prototypes", [None, 3])
+def test_heads_learn_in_bfloat16(n_prototypes: int | None) -> None:
+    layout = Layout.of([8] * 3)
+    model = block_heads(layout, n_prototypes)
+    x = torch.randn(50, layout.in_dim, generator=torch.Generator().manual_seed(7))
+    wanted = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x).float().square().mean()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.05 * b.norm()
 
 
 def test_heads_begin_at_how_often_a_class_is_active() -> None:

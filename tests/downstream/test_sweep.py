@@ -44,7 +44,7 @@ def start(task: Path, folder: Path) -> subprocess.Popen[str]:
     words += ["--grid", "faster", "--grid-points", "1", "--steps-scale", "0.02"]
     paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return subprocess.Popen(
-        [sys.executable, "-m", "hear_pretrainedsed.cli", *words],
+        [sys.executable, "-m", "hear_pretrainedsed", *words],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -32,11 +32,10 @@ def main(folder: Path, n_devices: int, seconds_per_step: str = "0", name: str = 
             file.write(line + "\n")
         time.sleep(float(seconds_per_step))
 
-    recipe = replace(
-        shrunken(PRESETS[name]), pseudo=None, distillation_weight=0.0, n_epochs=4, precision="fp32"
-    )
-    if recipe.weak_batch is not None:
-        recipe = replace(recipe, weak_objective="strong", sequence_model=None)  # no dropout
+    settings = {"pseudo": None, "distillation_weight": 0.0, "n_epochs": 4, "precision": "fp32"}
+    if PRESETS[name].weak_batch is not None:
+        settings |= {"weak_objective": "strong", "sequence_model": None}  # no dropout
+    recipe = replace(shrunken(PRESETS[name]), **settings)
     corpus = open_corpus(folder.parent / "corpus" / "corpus")
     job = tiny_run(recipe, corpus, folder / "out", tell=tell)
     place = replace(job.place, n_devices=n_devices, save_every_steps=3)

@@ -192,6 +192,9 @@ def test_a_broken_clip_is_replaced_and_named() -> None:
     assert {clips[Draw(1, seed)].name for seed in range(60)} == {"0", "2", "3"}
     weighted = replace(clips, weights=np.array([0.0, 5.0, 0.0, 1.0]))
     assert {weighted[Draw(1, seed)].name for seed in range(20)} == {"3"}
+    order = ClipOrder(clips, 2, seed=0, weights=weighted.weights)
+    assert order.name(Draw(1, 9)) == "3 (for 1, which is broken)"
+    assert order.name(Draw(3, 9)) == "3"
     left_out = replace(clips, replaces=False)[Draw(1, 9)]
     assert left_out.audio is None and len(clips.batch([left_out, clips[Draw(0, 0)]])) == 1
 

@@ -206,6 +206,7 @@ def test_hdf5_with_events(tmp_path: Path) -> None:
         "Yaa": (((1.0, 2.0, bark),), (bark,)),
     }
     assert found.missing == ("zz_0",)
+    assert found.places == [(str(path), 2), (str(path), 0)]
     assert [found.read(place) for place in found.places] == [clips[2], clips[0]]
 
 

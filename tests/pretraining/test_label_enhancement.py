@@ -185,6 +185,23 @@ def test_fsd50k_s_file_by_name_with_ids_beside(small: tuple[Path, Vocabulary, On
     assert rows[1] == {"fname": "8", "labels": "Animal", "mids": "/m/a", "split": "val"}
 
 
+def test_a_name_with_a_comma_is_written_by_its_id(
+    small: tuple[Path, Vocabulary, Ontology],
+) -> None:
+    """The list of a clip's labels has commas between them: the name would be two others."""
+    folder, vocabulary, ontology = small
+    (folder / "in.csv").write_text('one, 0, 10, "Dog"\n')
+    args = (folder / "in.csv", folder / "out.csv", ["one_0"], SCORES[:1])
+    enhance_file(*args, vocabulary, ontology, "none")
+    assert (folder / "out.csv").read_text() == 'one, 0, 10, "Dog,/m/b,Animal"\n'
+    (folder / "names.txt").write_text("\n".join(vocabulary.labels))
+    names_alone = open_vocabulary(folder / "names.txt")
+    args = (folder / "in.csv", folder / "none.csv", *args[2:])
+    with pytest.raises(ValueError, match="'Bark, loud' cannot be written into a label file"):
+        enhance_file(*args, names_alone, ontology, "none")
+    assert not (folder / "none.csv").exists()
+
+
 # ---- what is refused ----
 
 

@@ -32,7 +32,7 @@ class Given(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = self.sequence_model = self.head = nn.Identity()
-        self.head.pools = "frames"
+        self.pools_tokens = False
         self.grid = SimpleNamespace(to_frames=lambda tokens: tokens)
 
 

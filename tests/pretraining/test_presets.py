@@ -13,8 +13,9 @@ from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
 from hear_pretrainedsed.training.optimizer import groups, schedule_of
 from hear_pretrainedsed.training.plan import Plan
 from pretraining.build import sequence_model
-from pretraining.config import Recipe, sequence_of, with_settings
+from pretraining.config import Recipe, sequence_of
 from pretraining.presets import PRESETS, get_preset
+from pretraining.settings import with_settings
 
 FMN = [f"{fmn}+{s}" if s else fmn for fmn, numbers in EFFICIENTSED_PSDS1.items() for s in numbers]
 SLOW = {"fmn10+hybrid-256", "fmn10+gru-256", "fmn10+gru-512", "fmn10+gru-1024"} | {
@@ -103,6 +104,7 @@ def test_psla_s_schedules() -> None:
         200,
         21,
     )
+    assert [p.clip_s for p in (PRESETS["weak-psla-audioset"], balanced, fsd50k)] == [10, 10, 30]
     assert balanced.sampling == "uniform" and fsd50k.sampling == full_sampling() == "psla"
 
 
@@ -152,13 +154,28 @@ def test_steps_shrink_alike() -> None:
         recipe.plan(10, steps_scale=0)
 
 
+@pytest.mark.parametrize("max_steps", [None, 37, 100, 250, 599])
+def test_as_many_epochs_are_kept_of_a_shorter_run(max_steps: int | None) -> None:
+    recipe = PRESETS["weak-psla-audioset"]
+    plan = recipe.plan(2_000, max_steps=max_steps)
+    first, every = recipe.keep_from_step(plan), plan.valid_every_steps
+    assert max_steps is not None or (first, every) == (16 * 20, 20)
+    validated = {*range(every, plan.n_steps, every), plan.n_steps}
+    assert sum(step >= first for step in validated) == 30 - 16 + 1
+    assert recipe.keep_from_step(recipe.plan(2_000, max_steps=2)) == 1  # all that there are
+    assert replace(recipe, keep_from_epoch=None).keep_from_step(plan) is None
+
+
 def test_settings() -> None:
     recipe = PRESETS["strong_student"]
     given = ["lr=3e-4", "sequence_model=gru-64", "augmentation.mixup=0.7", "n_epochs=3"]
-    changed = with_settings(recipe, [*given, "augmentation.wavmix=None", "pseudo=None"])
+    changed = with_settings(recipe, [*given, "augmentation.wavmix=None", "ema_decay=0"])
     assert (changed.lr, changed.sequence_model, changed.n_epochs) == (3e-4, "gru-64", 3)
     assert (changed.augmentation.mixup, changed.augmentation.wavmix) == (0.7, None)
-    assert changed.pseudo is None and changed.batch == recipe.batch
+    assert changed.ema_decay == 0 and changed.batch == recipe.batch
+    for order in (1, -1):  # what goes together is taken together
+        given = ["pseudo=None", "distillation_weight=0.0"][::order]
+        assert with_settings(recipe, given).pseudo is None
 
 
 @pytest.mark.parametrize(
@@ -172,6 +189,7 @@ def test_settings() -> None:
         ("lr=fast", "lr is 'fast'; it was 0.0001"),
         ("lr=None", "lr is None"),
         ("n_epochs=0", "n_epochs is 0; it is at least 1"),
+        ("keep_from_epoch=121", "keep_from_epoch is 121, and n_epochs 120: no weights would be"),
         ("sampling=balance", "unknown sampling 'balance'"),
         ("objective=strnog", "did you mean 'strong'"),
         ("sequence_model=gruu-64", "unknown sequence model 'gruu'; did you mean 'gru'"),
@@ -179,11 +197,70 @@ def test_settings() -> None:
         ("distillation_weight=2.0", "it is from 0 to 1"),
         ("augmentation.mixup=2.0", "mixup is 2.0; it is above 0 and at most 1"),
         ("schedule=cosin", "did you mean 'cosine'"),
+        ("stage=ssl", "unknown stage 'ssl'"),
+        ("lr=1j", "lr is 1j; it was 0.0001, and has to be a number$"),
+        ("lr={[]: 1}", r"lr is '\{\[\]: 1\}'"),
+        ("lr=0", "lr is 0; it is above 0"),
+        ("lr=1e999", "lr is inf; it is above 0"),
+        ("batch=2.5", "batch is 2.5; it was 256, and has to be a whole number$"),
+        ("accumulation=True", "accumulation is True; it was 1"),
+        ("epoch_clips=2.5", "epoch_clips is 2.5; .* a whole number or None$"),
+        ("n_epochs=1.5", "n_epochs is 1.5"),
+        ("n_warmup_steps=-1", "n_warmup_steps is -1; it is 0 or more"),
+        ("warmup_share=2", "warmup_share is 2; it is from 0 to 1"),
+        ("gradient_clip=abc", "gradient_clip is 'abc'; it was None, .* a number or None$"),
+        ("gradient_clip=-1", "gradient_clip is -1; it is above 0"),
+        ("ema_decay=abc", "ema_decay is 'abc'; it was None"),
+        ("ema_decay=1", "ema_decay is 1; it is from 0 on, below 1"),
+        ("onset_weight=x", "onset_weight is 'x'; it was None"),
+        ("onset_weight=-1", "onset_weight is -1; it is 0 or more"),
+        ("backbone_lr=x", "backbone_lr is 'x'; it was None"),
+        ("layer_decay=2", "layer_decay is 2; it is above 0, at most 1"),
+        ("sequence_model=5", "sequence_model is 5; it was None, and has to be text or None$"),
+        ("betas=(0.9, 0.99, 0.999)", r"betas is \(0.9, .*has to be \(a number, a number\)$"),
+        ("betas=(0.9, 1)", r"betas is \(0.9, 1\); each is from 0 on, below 1"),
+        ("decay_last=1", "decay_last is 1; it was True, and has to be True or False$"),
+        ("augmentation.mixup=x", "augmentation.mixup is 'x'; it was 0.3"),
+        ("augmentation.spec_mask=3", r"augmentation.spec_mask is 3; .*\(a whole number, a whole"),
+        ("augmentation=None", "augmentation is None; .*set by its fields, as augmentation.mixup$"),
+        # what does not go together
+        ("pseudo=None", "distillation_weight is 0.9, .*pseudo is None"),
+        ("n_layers=3", "n_layers is 3; it is of a sequence_model, which is None"),
+        ("objective=psla", "objective 'psla' does not go with stage strong and head linear"),
+        ("objective=weak", "strong, linear: strong or distillation; weak, linear: weak; weak, mu"),
+        ("head=multihead", "objective 'strong' does not go with stage strong and head multihead"),
+        ("weak_batch=4", "the second corpus is distilled from a teacher: set pseudo=teacher"),
     ],
 )
 def test_wrong_settings_are_one_line(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         with_settings(PRESETS["strong_student"], [setting]).plan(10)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "message"),
+    [
+        ("weak", "head=multihead", "'weak' does not go with stage weak and head multihead"),
+        ("weak", "objective=psla", "'psla' does not go with stage weak and head linear"),
+        ("weak-psla-balanced", "head=linear", "'psla' does not go with stage weak and head linear"),
+        ("weak-psla-audioset", "objective=weak", "'weak' does not go with stage weak and head mul"),
+        ("strong_teacher", "head=multihead objective=psla", "'psla' does not go with stage strong"),
+        ("strong_teacher", "objective=distillation", "what is distilled from is missing"),
+        ("strong_teacher", "distillation_weight=0.5", "what is distilled from is missing"),
+        ("weak", "pseudo=file distillation_weight=0.5", "it is of frames, and 0 at stage weak"),
+        ("weak", "onset_weight=0.5", "onset_weight is 0.5; it is of frames, and None at stage"),
+        ("best", "n_warmup_steps=x", "n_warmup_steps is 'x'; it was None"),
+        (
+            "fmn_online",
+            "weak_objective=weak",
+            "weak_objective 'weak' does not go with stage strong",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(preset: str, settings: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        with_settings(PRESETS[preset], settings.split())
     assert "\n" not in str(error.value)
 
 

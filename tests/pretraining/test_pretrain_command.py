@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,16 @@ from rich.console import Console
 
 import hear_pretrainedsed as hps
 from hear_pretrainedsed import cli
+from hear_pretrainedsed.model import build_checkpoint
 from hear_pretrainedsed.registry import CHECKPOINTS
 from hear_pretrainedsed.user_registry import import_checkpoint, remove_checkpoint
 from pretraining import command
+from pretraining.clip_index import ClipIndex
 from pretraining.corpus import Corpus
+from pretraining.corpus_writer import write_corpus
 from pretraining.presets import PRESETS
 from pretraining.pseudo_labels import PseudoLabels, write_pseudo_labels
-from tests.pretraining.small_corpus import LABELS, small_corpus
+from tests.pretraining.small_corpus import LABELS, small_corpus, small_listing
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,6 +75,41 @@ def test_a_plan_of_two_streams(run: Run) -> None:
     assert code == 0 and "93840 in 240 epochs" in out and "the teacher comes on top" in out
     assert "64 clips x 4 a step, and 64 x 4 of the weak corpus" in out
     assert "for 48046080 clips" in out and "from the teacher beats.strong" in out
+
+
+def test_a_plan_is_of_the_network_that_is_trained(run: Run) -> None:
+    """A start brings its own sequence model, and onsets have a part of the head."""
+    size = ("--dry-run", "--corpus-size", 1000, "--clips-per-s", 10, "--device", "cpu")
+    code, out, _ = run("--preset", "best", "-c", "fmn10.strong+gru-1024", *size)
+    trained = build_checkpoint(CHECKPOINTS["fmn10.strong+gru-1024"]).n_parameters
+    trained -= 447 * (2048 + 1)  # the clip's head, which stage strong does not train
+    assert code == 0 and f"BiGru of the start, head linear of 447 classes; {trained:,} para" in out
+    assert "start:        fmn10.strong+gru-1024" in out
+    code, plain, _ = run("--preset", "best", "--backbone", "fmn04", *size)
+    code, onsets, _ = run("--preset", "best-onsets", "--backbone", "fmn04", *size)
+    counts = [
+        int(re.search(r"([\d,]+) parameters$", text, re.M)[1].replace(",", ""))
+        for text in (plain, onsets)
+    ]
+    assert counts[1] - counts[0] == 2 * 447 * (384 + 1)
+    code, _, err = run("--preset", "best", "--backbone", "fmn04", "-c", "fmn04.weak", *size)
+    assert code == 2 and "--checkpoint and --backbone exclude each other" in err
+
+
+def test_a_plan_counts_the_clips_that_are_drawn(run: Run, tmp_path: Path) -> None:
+    """As the run does: those without events never are, where rare classes come more often."""
+    listing = small_listing(tmp_path, 5)
+    rows = [listing.index.row(i) for i in range(5)]
+    rows = [row._replace(events=()) if i < 3 else row for i, row in enumerate(rows)]
+    listing = replace(listing, index=ClipIndex.of(rows))
+    folder = write_corpus(listing, tmp_path / "corpus")
+    words = ("--preset", "strong_teacher-no_rnn-beats", "--corpus", folder, "--backbone", "fmn04")
+    words = (*words, "--device", "cpu", "--set", "batch=1", "--set", "n_epochs=2")
+    code, out, _ = run(*words, "--dry-run", "--clips-per-s", 1)
+    assert code == 0 and "corpus:       2 clips to draw from; an epoch has 2" in out
+    assert "steps:        4 in 2 epochs of 2" in out
+    code, out, err = run(*words, "--logger", "none", "-o", tmp_path / "out")
+    assert code == 0 and out.startswith("4 steps"), err
 
 
 def test_the_list_names_every_preset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

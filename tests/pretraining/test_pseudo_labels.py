@@ -97,10 +97,35 @@ def test_a_published_file_is_read(tmp_path: Path, corpus: Corpus) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("Yabc.wav", "Yabc"), ("a/b/clip_30.5.mp3", "clip_30.5"), ("x_30.000", "x_30"), ("q", "q")],
+    [
+        ("Yabc.wav", "Yabc"),
+        ("Yabc_30000.MP3", "Yabc_30000"),
+        ("a/b/clip_30.5.mp3", "clip_30.5"),
+        ("x_30.000", "x_30.000"),
+        ("take.1", "take.1"),
+        (".wav", ".wav"),
+        ("q", "q"),
+    ],
 )
-def test_names_without_folder_and_extension(name: str, wanted: str) -> None:
+def test_names_without_folder_and_audio_ending(name: str, wanted: str) -> None:
     assert stem(name) == wanted
+
+
+def test_clips_whose_names_end_in_a_number_keep_their_rows(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "takes.h5", "w") as file:
+        file["filenames"] = ["take.1", "take.2.MP3"]
+        file["strong_logits"] = np.stack([np.full((3, 250), i, np.float16) for i in (-5, 5)])
+    labels = PseudoLabels(tmp_path / "takes.h5")
+    assert [labels.row(name)[0, 0] for name in ("take.1", "take.2")] == [-5, 5]
+
+
+def test_a_clip_given_twice_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    path = tmp_path / "twice.h5"
+    with h5py.File(path, "w") as file:
+        file["filenames"] = [f"{name}.mp3" for name in corpus.names] + ["other/clip3_0.WAV"]
+        file["strong_logits"] = np.zeros((len(corpus) + 1, 3, 250), np.float16)
+    with pytest.raises(ValueError, match=r"twice.h5: 1 clip \('clip3_0'\) is given twice"):
+        PseudoLabels(path).check(corpus)
 
 
 KILLED = """
@@ -153,6 +178,18 @@ def test_a_part_of_other_models_is_refused(
         write_pseudo_labels(models, corpus, path, progress=stop)
     with pytest.raises(ValueError, match="begun with another models; remove it"):
         write_pseudo_labels(models[:1], corpus, path)
+
+
+def test_a_part_is_no_file_to_learn_from(
+    corpus: Corpus, models: list[SEDModel], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pseudo_labels(models[:1], corpus, tmp_path / "x.h5", batch_size=2, progress=stop)
+    with pytest.raises(ValueError, match=r"x\.h5\.part: is not finished: 2 of 5 rows"):
+        PseudoLabels(tmp_path / "x.h5.part").check(corpus)
 
 
 def test_a_full_disk_leaves_what_can_be_gone_on_with(

@@ -115,7 +115,6 @@ def test_epochs_and_seeds_differ() -> None:
     assert one.step(0) != one.step(1) != order(50, 50, seed=1).step(1)
     assert sorted(d.index for d in one.step(1)) == list(range(50))
     assert len(one._made) == 1  # one order at a time is kept
-    assert one.name(one.step(0)[3]) == f"{one.step(0)[3].index}"
 
 
 WEIGHTS = np.array([0.0, 1.0, 2.0, 4.0, 0.0, 8.0])

@@ -27,12 +27,14 @@ class DrawnFrontend(TinyFrontend):
     """With a mel range that cannot be drawn."""
 
     with_drawn_edges = FrontEnd.with_drawn_edges
+    clip, clips = FrontEnd.clip, FrontEnd.clips
 
 
 class DrawnBackbone(TinyBackbone):
     """With 8 bands of each 40 ms."""
 
     prefixes = ("model.",)
+    any_length = True
 
     @staticmethod
     def build_frontend() -> DrawnFrontend:
