@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -152,10 +151,3 @@ def _check_seeds(found: Collection) -> None:
 
 def _different_keys(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
     return {name for name in one | other if one.get(name) != other.get(name)}
-
-
-def order_of_protocol(protocol: str) -> tuple[int, str]:
-    """Sorts protocols: hear, paper, best, each before what is marked after it."""
-    known = ("hear", "paper", "best")
-    base = re.split("[-:]", protocol)[0]
-    return (known.index(base) if base in known else len(known), protocol)

@@ -14,14 +14,13 @@ from typing import Any
 
 from downstream.cells import Cell
 from downstream.intervals import Comparison, compare, holm
-from downstream.report_cells import Collection, differing_facts, order_of_protocol
+from downstream.report_cells import Collection, differing_facts
 from downstream.scoring import get_metric
-from downstream.tables import Row, table
+from downstream.tables import Row, order_of, order_of_protocol, table
 from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.registry import CHECKPOINTS, STAGES
 
 SIGNIFICANT = 0.05
-MODES = ("probe", "finetune", "knn")
 
 
 @dataclass(frozen=True, order=True)
@@ -151,9 +150,7 @@ def make_report(found: Collection) -> Report:
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    mode = MODES.index(cell.mode) if cell.mode in MODES else len(MODES)
-    names = (cell.task, mode, cell.mode, cell.checkpoint)
-    return (*order_of_protocol(cell.protocol), *names, cell.seed, cell.id)
+    return *order_of_protocol(cell.protocol), *order_of(cell), cell.id
 
 
 def _twice(names: dict[str, set[str]]) -> Iterable[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,24 @@ from rich.text import Text
 from downstream.cells import Cell
 from downstream.intervals import Interval, Sampling, holm, interval, over_seeds, p_of_none
 from downstream.scoring import get_metric
+
+_PROTOCOLS = ("hear", "paper", "best")
+_MODES = ("probe", "finetune", "knn")
+
+
+def order_of_protocol(protocol: str) -> tuple[int, str]:
+    """Sorts protocols: hear, paper, best, each before what is marked after it."""
+    return _place(re.split("[-:]", protocol)[0], _PROTOCOLS), protocol
+
+
+def order_of(cell: Cell) -> tuple[Any, ...]:
+    """Sorts cells by what they are of, in whatever order they were finished."""
+    mode = (_place(cell.mode, _MODES), cell.mode)
+    return cell.task, *order_of_protocol(cell.protocol), *mode, cell.checkpoint, cell.seed
+
+
+def _place(name: str, known: Sequence[str]) -> int:
+    return known.index(name) if name in known else len(known)
 
 
 @dataclass(frozen=True)
@@ -49,23 +69,22 @@ class Row:
     draws: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False, repr=False)
 
 
-def table(cells: Iterable[Cell], generator: np.random.Generator | None = None) -> list[Row]:
+def table(cells: Iterable[Cell]) -> list[Row]:
     """Rows by task, protocol, mode, configuration and metric, the best checkpoint first.
 
-    Of cells with one checkpoint and seed the last one counts. Without a generator the same cells
-    give the same table.
+    The same cells give the same rows, in whatever order they come; but of cells with one
+    checkpoint, configuration and seed the last one counts.
     """
-    generator = generator or np.random.default_rng(0)
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(_key(cell), []).append(cell)
-    found = list(groups.values())
+    found = [groups[key] for key in sorted(groups, key=lambda k: (order_of(groups[k][0])[:5], k))]
     rows: list[Row] = []
     for group in found:
         rivals = [other[0] for other in found if _name(other[0]) == _name(group[0])]
         differing = _differing(group[0], rivals)
         for metric in group[0].metrics:
-            rows += _rows(group, metric, differing, generator)
+            rows += _rows(group, metric, differing)
     return rows
 
 
@@ -97,12 +116,15 @@ class _Entry:
     """A checkpoint's cells by seed."""
 
     checkpoint: str
+    weights_sha256: str
     cells: dict[int, Cell] = field(default_factory=dict)
     value: float = math.nan
     draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def measure(self, metric: str, generator: np.random.Generator) -> None:
-        """Set value and draws of a metric."""
+    def measure(self, metric: str) -> None:
+        """Set value and draws of a metric; seeds are drawn alike in every table of this entry."""
+        words = f"{self.checkpoint} {self.weights_sha256} {metric}"
+        generator = np.random.default_rng(zlib.crc32(words.encode()))
         measured = [self.cells[seed].metrics[metric] for seed in sorted(self.cells)]
         n_draws = min(len(one.draws) for one in measured)
         draws = np.array([one.draws[:n_draws] for one in measured], dtype=np.float64)
@@ -110,17 +132,16 @@ class _Entry:
         self.draws = over_seeds(draws, generator)
 
 
-def _rows(
-    group: Sequence[Cell], metric: str, differing: tuple, generator: np.random.Generator
-) -> list[Row]:
+def _rows(group: Sequence[Cell], metric: str, differing: tuple) -> list[Row]:
     entries: dict[tuple[str, str], _Entry] = {}
     for cell in group:
         key = (cell.checkpoint, cell.weights_sha256)
-        entries.setdefault(key, _Entry(cell.checkpoint)).cells[cell.seed] = cell
+        entries.setdefault(key, _Entry(*key)).cells[cell.seed] = cell
     sign = -1 if get_metric(metric).maximize else 1
-    for key in sorted(entries):
-        entries[key].measure(metric, generator)
-    ranked = sorted(entries.values(), key=lambda e: (math.isnan(e.value), sign * e.value))
+    for entry in entries.values():
+        entry.measure(metric)
+    ranked = [entries[key] for key in sorted(entries)]
+    ranked.sort(key=lambda one: (math.isnan(one.value), sign * one.value))
     first = group[0]
     names = (first.task, first.protocol, first.mode, differing, metric)
     sampling = first.sampling

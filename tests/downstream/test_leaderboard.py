@@ -181,7 +181,7 @@ def test_each_configuration_of_ours_has_its_line(tmp_path: Path) -> None:
     stock(tmp_path)
     cells = [ours(), ours(config={"grid_points": 1})]
     found = beside(read_stock([tmp_path]), table(cells))
-    assert [dict(one.ours.differing) for one in found] == [{"grid_points": 8}, {"grid_points": 1}]
+    assert [dict(one.ours.differing) for one in found] == [{"grid_points": 1}, {"grid_points": 8}]
 
 
 def test_other_weights_options_or_versions_are_not_ours(tmp_path: Path) -> None:

@@ -326,6 +326,26 @@ def test_rows_are_means_over_seeds_with_intervals_over_units_and_seeds() -> None
     assert few.interval is None and few.value > 0 and few.n_units == 9
 
 
+def test_the_table_is_the_same_in_whatever_order_cells_were_finished() -> None:
+    kinds = [("best", "probe"), ("hear", "knn"), ("paper-scaled", "probe"), ("hear", "probe")]
+    names = ["beats.strong", "asit.ssl"]
+    made = [
+        replace(a_cell(checkpoint=name, seed=seed), protocol=protocol, mode=mode)
+        for protocol, mode in kinds
+        for name in names
+        for seed in range(2)
+    ]
+    rows, text = table(made), printed(made)
+    for order in range(3):
+        other = [made[i] for i in np.random.default_rng(order).permutation(len(made))]
+        assert table(other) == rows
+        assert printed(other) == text
+    found = list(dict.fromkeys((row.protocol, row.mode) for row in rows))
+    assert found == [kinds[3], kinds[1], kinds[2], kinds[0]]
+    hear = [row for row in rows if row.protocol == "hear"]
+    assert table([one for one in made if one.protocol == "hear"]) == hear  # alone or beside others
+
+
 def test_numbers_of_two_protocols_modes_or_settings_are_kept_apart() -> None:
     made = [
         a_cell(),
