@@ -59,7 +59,7 @@ def _named(model: SEDModel) -> dict[str, Any]:
 def licence_of(job: Run) -> dict[str, str | None]:
     """Of the parents and the pseudo labels' models, as the registry knows them.
 
-    The corpus' is what its manifest says.
+    Those of corpora are what their manifests say.
     """
     recipe, sources = job.recipe, job.sources
     start = None if sources.backbone else sources.checkpoint or recipe.start
@@ -72,5 +72,7 @@ def licence_of(job: Run) -> dict[str, str | None]:
             known[name] = there.licence if there else "not known here: see where it comes from"
     if sources.image_weights is not None:
         known["image weights"] = "not stated: see where the file comes from"
-    corpus = job.corpus.manifest.get("licence", "not stated: see where its clips come from")
-    return {**known, "corpus": corpus}
+    corpora = {"corpus": job.corpus, "weak corpus": job.weak_corpus}
+    stated = {name: one.manifest.get("licence") for name, one in corpora.items() if one is not None}
+    unknown = "not stated: see where its clips come from"
+    return known | {name: licence or unknown for name, licence in stated.items()}

@@ -26,6 +26,7 @@ MAX_BROKEN = 0.01
 """Share of broken clips from which a run stops."""
 
 _ATTEMPTS = 20  # clips that are tried instead of a broken one
+_NAMED = 10  # of broken clips, in a line on them
 _LONGEST_S = 600  # of a stream that does not state its length
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a stream without a length
 
@@ -232,10 +233,13 @@ def window(audio: np.ndarray, start: int, size: int = GRID.window_samples) -> np
 
 
 def broken_line(broken: Mapping[str, str]) -> str:
-    """Names of broken clips and the first one's reason, in one line."""
+    """The first names of broken clips and the first one's reason, in one line."""
     reason = next(iter(broken.values()))
     count = f"{len(broken)} clip{'s'[: len(broken) != 1]} cannot be decoded"
-    return f"{count}: {', '.join(broken)} (the first: {' '.join(reason.split())})"
+    names = ", ".join(list(broken)[:_NAMED])
+    if len(broken) > _NAMED:
+        names += f" and {len(broken) - _NAMED} more"
+    return f"{count}: {names} (the first: {' '.join(reason.split())})"
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

@@ -26,7 +26,7 @@ from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.records import known_sha256
-from hear_pretrainedsed.training.fit import Fitted, fit
+from hear_pretrainedsed.training.fit import Fitted, fit, undamaged
 from hear_pretrainedsed.training.learner import KEPT
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
@@ -38,7 +38,13 @@ from pretraining.config import Recipe
 from pretraining.corpus import Corpus, open_corpus
 from pretraining.objectives import objective, without_edges
 from pretraining.sampling import ClipOrder, n_drawable, weights_of
-from pretraining.validation import check_clip_labels, check_events, mean_ap, psds1
+from pretraining.validation import (
+    check_clip_labels,
+    check_decodable,
+    check_events,
+    mean_ap,
+    psds1,
+)
 from pretraining.weak_results import EVALUATION, VALIDATION
 from pretraining.weak_run import EPOCHS, summarise
 
@@ -144,6 +150,7 @@ class Run:
         corpus = open_corpus(folder)
         check = check_clip_labels if self.recipe.stage == "weak" else check_events
         check(self.corpus.labels, corpus)
+        check_decodable(corpus)
         return corpus
 
     @cached_property
@@ -333,7 +340,8 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
             old.unlink()
     for kept in sorted((folder / KEPT).glob("step-*.pt")):
         one = copy.deepcopy(model)
-        one.load_state_dict(torch.load(kept, weights_only=True))
+        with undamaged(kept, "remove it and there are no weights of that step"):
+            one.load_state_dict(torch.load(kept, weights_only=True))
         step = int(kept.stem.removeprefix("step-"))
         one.provenance["origin"] = {**origin, "step": step}
         (job.out / EPOCHS).mkdir(exist_ok=True)

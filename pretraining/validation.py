@@ -66,6 +66,17 @@ def check_clip_labels(labels: tuple[str, ...], corpus: Corpus) -> None:
         raise ValueError(f"{corpus.folder}: no clip has a label of the shared classes")
 
 
+def check_decodable(corpus: Corpus) -> None:
+    """Refuse a corpus of which no clip can be decoded, instead of at the first validation."""
+    broken: dict[str, str] = {}
+    for record in map(corpus.__getitem__, range(len(corpus))):
+        audio = _decoded(record)
+        if not isinstance(audio, AudioError):
+            return
+        broken[record.name] = str(audio)
+    raise ValueError(f"{corpus.folder}: {broken_line(broken)}")
+
+
 def _reference(shared: Shared, corpus: Corpus) -> tuple[list[int], dict[str, list[Triple]]]:
     """Clips that have events of the shared classes: their numbers, and these events by name."""
     if not corpus.has_events:

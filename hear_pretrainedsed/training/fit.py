@@ -136,19 +136,24 @@ def _finished(model: SEDModel, folder: Path) -> Fitted | None:
     """What is known of a run that has ended, its weights in the model; None for any other."""
     if not ((folder / FITTED).is_file() and (folder / WEIGHTS).is_file()):
         return None
-    with _whole(folder / FITTED):
+    with undamaged(folder / FITTED):
         content = json.loads((folder / FITTED).read_text(encoding="utf-8"))
         content["valid_scores"] = tuple(map(tuple, content["valid_scores"]))
         fitted = Fitted(**content)
-    with _whole(folder / WEIGHTS):
+    with undamaged(folder / WEIGHTS):
         model.load_state_dict(torch.load(folder / WEIGHTS, weights_only=True))
     model.eval()
     return fitted
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Whatever reading a damaged file of a run raises, as one line; a missing one stays that."""
+def undamaged(
+    path: Path, otherwise: str = "remove it and the run begins again from its first step"
+) -> Iterator[None]:
+    """Whatever reading a damaged file of a run raises, as one line; a missing one stays that.
+
+    otherwise: what can be done about it where no copy is at hand.
+    """
     try:
         yield
     except Exception as error:  # torch raises a dozen kinds on bad bytes, OSError among them
@@ -156,7 +161,7 @@ def _whole(path: Path) -> Iterator[None]:
             raise
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}): put an earlier copy of it there, or "
-            "remove it and the run begins again from its first step"
+            f"{otherwise}"
         ) from None
 
 
@@ -182,7 +187,7 @@ def _saved_step(path: Path) -> int:
     """The step that a killed run goes on from; 0 where there is none."""
     if not path.is_file():
         return 0
-    with _whole(path):
+    with undamaged(path):
         saved = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         return int(saved["learner"]["progress"]["step"])
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hear_pretrainedsed.audio import AudioError
 from pretraining.clip_index import ClipIndex, Labelled
-from pretraining.clips import Clips, Draw, crop_start, decode, duration_s
+from pretraining.clips import Clips, Draw, broken_line, crop_start, decode, duration_s
 from pretraining.corpus import CorpusError, Record, open_corpus
 from pretraining.encoding import encode
 from pretraining.sampling import ClipOrder, in_order
@@ -214,6 +214,13 @@ def test_a_few_broken_clips_are_reported_and_more_stop_the_run() -> None:
     with pytest.raises(CorpusError, match="more than 1% .*: 3 clips cannot be decoded: ") as caught:
         list(order.loader(0, order.steps_per_epoch))
     assert all(name in str(caught.value) for name in ("7", "90", "33"))
+
+
+def test_a_line_on_broken_clips_names_the_first_ones() -> None:
+    assert broken_line({"a": "no\nWAV"}) == "1 clip cannot be decoded: a (the first: no WAV)"
+    line = broken_line({f"{i}": "damaged" for i in range(12)})
+    names = ", ".join(map(str, range(10)))
+    assert line == f"12 clips cannot be decoded: {names} and 2 more (the first: damaged)"
 
 
 def test_a_sweep_has_every_clip_once_and_leaves_out_broken_ones() -> None:

@@ -240,6 +240,39 @@ def test_corpora_are_seen_before_a_folder_is_made(
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_a_corpus_that_cannot_be_decoded_is_seen_before_a_folder_is_made(
+    corpus, tmp_path, monkeypatch
+) -> None:
+    def broken(data: bytes) -> np.ndarray:
+        raise AudioError("damaged")
+
+    monkeypatch.setattr("pretraining.validation.decode", broken)
+    job = tiny_run(shrunken(PRESETS["weak"]), corpus, tmp_path / "out")
+    with pytest.raises(ValueError, match="5 clips cannot be decoded: clip0_0, .*damaged"):
+        run(job)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_of_an_epoch_are_named(corpus, tmp_path) -> None:
+    job = tiny_run(shrunken(PRESETS["weak"]), corpus, tmp_path / "out")
+    run(job)
+    kept = sorted((job.out / "run" / "kept").iterdir())[0]
+    kept.write_bytes(kept.read_bytes()[:1000])
+    told = f"^{kept} is damaged .*no weights of that step$"
+    with pytest.raises(ValueError, match=told):
+        run(job)
+
+
+def test_the_card_has_the_licence_of_each_corpus(corpus, tmp_path, monkeypatch) -> None:
+    teacher = add_teacher(tmp_path, monkeypatch)
+    job = tiny_run(shrunken(PRESETS["fmn_online"]), corpus, tmp_path / "out", teacher=teacher)
+    listing = small_listing(tmp_path / "weak", 2)
+    weak = write_corpus(listing, tmp_path / "weak" / "corpus", licence="CC BY 4.0")
+    job = replace(job, sources=replace(job.sources, weak_corpus=weak))
+    licence = run(job).model.provenance["origin"]["licence"]
+    assert licence["weak corpus"] == "CC BY 4.0" and licence["corpus"].startswith("not stated")
+
+
 def test_statistics_of_norms_move_as_told(corpus, tmp_path) -> None:
     """From a random start they have to: a network of many norms gives a constant until then."""
     recipe = replace(shrunken(PRESETS["strong_teacher-no_rnn-beats"]), n_epochs=1)

@@ -18,7 +18,14 @@ from pretraining.clips import decode, window
 from pretraining.corpus import Corpus, open_corpus
 from pretraining.corpus_writer import write_corpus
 from pretraining.importers import Request, list_clips
-from pretraining.validation import clip_table, mean_ap, median, psds1, shared_classes
+from pretraining.validation import (
+    check_decodable,
+    clip_table,
+    mean_ap,
+    median,
+    psds1,
+    shared_classes,
+)
 from tests.pretraining.small_corpus import (
     LABELS,
     MIDS,
@@ -148,6 +155,27 @@ def test_a_corpus_of_broken_clips_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(validation, "decode", breaks)
     with pytest.raises(ValueError, match="4 clips cannot be decoded: clip0_0, .*damaged"):
         psds1(model_for(LABELS), corpus)
+    with pytest.raises(ValueError, match="4 clips cannot be decoded: clip0_0, .*damaged"):
+        check_decodable(corpus)
+
+
+def test_one_clip_that_can_be_decoded_is_enough(tmp_path, monkeypatch) -> None:
+    corpus = small_corpus(tmp_path, 4)
+    plain, last = validation.decode, corpus[3].audio
+    seen = []
+
+    def breaks(data: bytes) -> np.ndarray:
+        seen.append(data)
+        if data != last:
+            raise validation.AudioError("damaged")
+        return plain(data)
+
+    monkeypatch.setattr(validation, "decode", breaks)
+    check_decodable(corpus)
+    assert len(seen) == 4
+    monkeypatch.setattr(validation, "decode", lambda data: seen.append(data) or plain(data))
+    check_decodable(corpus)
+    assert len(seen) == 5  # no more is decoded than is needed
 
 
 @settings(max_examples=20)
