@@ -39,11 +39,12 @@ GRID = {
     "batch_size": [64],
     "initialization": ["xavier_uniform_"],
 }
-ONE = {"event_postprocessing_grid": {"median_filter_ms": [120], "min_duration": [80]}}
+ONE = {"median_filter_ms": [120], "min_duration": [90]}
+EQUAL = {"median_filter_ms": [120], "min_duration": [90, 100]}  # lengths are multiples of 40 ms
 CASES = {
     "by a score that grows": {"evaluation": METRICS},
     "by a score that falls": {"evaluation": METRICS[::-1]},
-    "by loss": {"evaluation": METRICS, "use_scoring_for_early_stopping": False} | {"params": ONE},
+    "by loss": {"evaluation": METRICS, "use_scoring_for_early_stopping": False},
 }
 
 
@@ -60,7 +61,8 @@ def write_folds(folder: Path, metadata: dict) -> Path:
                 (int(t), int(t + rng.integers(120, 320)), "ab"[k % 2]) for k, t in enumerate(onsets)
             ]
             splits[name][f"{name}_{i}.wav"] = rows
-    params = {"task_specific_param_grid": {}} | metadata.pop("params", {})
+    by_score = metadata.get("use_scoring_for_early_stopping", True)
+    params = {"event_postprocessing_grid": EQUAL if by_score else ONE}
     return hear_task(folder, splits, evaluation_params=params, **metadata)
 
 
@@ -102,7 +104,7 @@ def test_the_whole_protocol_is_heareval_s(
     def new_head(sizes: tuple, shape: mlp.Shape, lr: float, init: str, *_: object) -> mlp.Head:
         return plain(sizes, shape, lr, init, torch.Generator().manual_seed(1))
 
-    task = open_task(write_folds(tmp_path / "small", dict(CASES[case])))
+    task = open_task(write_folds(tmp_path / "small", CASES[case]))
     grid = {**GRID, "initialization": [torch.nn.init.xavier_uniform_]}
     frames = RandomFrames(task, DIM, noise=2.5)
     folder = write_stock_folder(task, frames, tmp_path / "stock")
