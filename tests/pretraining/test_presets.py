@@ -10,6 +10,7 @@ import pytest
 
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
+from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.optimizer import groups, schedule_of
 from hear_pretrainedsed.training.plan import Plan
 from pretraining.build import sequence_model
@@ -83,11 +84,15 @@ def test_teachers_and_students(backbone: str) -> None:
         "file",
         "uniform",
     )
-    on = student.augmentation
-    assert on.wavmix == 0.5 and on.mixup and not any((on.freq_warp, on.filter_augment, on.mixstyle))
+    mixup_alone = Augmentation(mixup=0.3, draw_mel_edges=True)
+    assert student.augmentation == mixup_alone
     assert teacher.start == student.start == f"{backbone}.weak"
     assert student.published == f"PSDS1 {CHECKPOINTS[f'{backbone}.strong'].psds1}"
-    assert PRESETS[f"strong_student-{backbone}-script"].n_warmup_steps == 20_000
+    script = PRESETS[f"strong_student-{backbone}-script"]
+    assert (script.n_warmup_steps, student.n_warmup_steps) == (20_000, 5_000)
+    assert script.augmentation == replace(mixup_alone, wavmix=0.5)
+    other = PRESETS[f"strong_teacher-{backbone}-script"]
+    assert (other.n_warmup_steps, other.augmentation) == (20_000, teacher.augmentation)
     assert PRESETS[f"strong_student-no_step2-{backbone}"].start == f"{backbone}.ssl"
 
 
@@ -167,7 +172,7 @@ def test_as_many_epochs_are_kept_of_a_shorter_run(max_steps: int | None) -> None
 
 
 def test_settings() -> None:
-    recipe = PRESETS["strong_student"]
+    recipe = PRESETS["strong_student-beats-script"]
     given = ["lr=3e-4", "sequence_model=gru-64", "augmentation.mixup=0.7", "n_epochs=3"]
     changed = with_settings(recipe, [*given, "augmentation.wavmix=None", "ema_decay=0"])
     assert (changed.lr, changed.sequence_model, changed.n_epochs) == (3e-4, "gru-64", 3)
