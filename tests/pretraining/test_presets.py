@@ -96,6 +96,34 @@ def test_teachers_and_students(backbone: str) -> None:
     assert PRESETS[f"strong_student-no_step2-{backbone}"].start == f"{backbone}.ssl"
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_an_ablation_reproduces_is_what_it_does(backbone: str) -> None:
+    """Words of the card, against the settings."""
+    for name, recipe in PRESETS.items():
+        if not name.startswith(("strong_", "li_et_al")) or backbone not in name:
+            continue
+        told = recipe.reproduces
+        with_rnn = recipe.sequence_model == "gru-2048"
+        assert ("BiGRU" in told) == with_rnn, name
+        assert ("distilled from" in told) == (recipe.pseudo == "file"), name
+        assert ("SSL stage" in told) == (recipe.start == f"{backbone}.ssl"), name
+    names = ("", "-no_rnn", "-no_step2")
+    texts = [PRESETS[f"strong_teacher{name}-{backbone}"].reproduces for name in names]
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_was_published_once_is_one_training(backbone: str) -> None:
+    """A student without distillation has the numbers of a teacher without sequence model."""
+    student = PRESETS[f"strong_student-no_kd-{backbone}"]
+    teacher = PRESETS[f"strong_teacher-no_rnn-{backbone}"]
+    same = {"name": teacher.name, "reproduces": teacher.reproduces}
+    assert replace(student, **same) == teacher and "our reading" in student.reproduces
+    for one in PRESETS.values():  # nothing else shares a number without sharing its settings
+        if one.published == teacher.published and one.start == teacher.start:
+            assert replace(one, **same) == teacher, one.name
+
+
 def test_psla_s_schedules() -> None:
     full = PRESETS["weak-psla-audioset"].plan(1_000 * 100)
     factor = schedule_of(full)
