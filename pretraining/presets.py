@@ -147,7 +147,14 @@ _REPAIRED: dict[str, Any] = {"time_mask": 0.2, "repaired_time_mask": True}
 
 
 def _psla() -> list[Recipe]:
-    base = replace(_WEAK, head="multihead", objective="psla", average_first_twice=True)
+    base = replace(
+        _WEAK,
+        head="multihead",
+        objective="psla",
+        keep_from_epoch=1,  # an ensemble of one run is of all its epochs
+        average_from_epoch=16,
+        average_first_twice=True,
+    )
     full = replace(
         base,
         name="weak-psla-audioset",
@@ -164,7 +171,7 @@ def _psla() -> list[Recipe]:
         lr=1e-3,
         n_epochs=60,
         halve_from_epoch=35,
-        keep_from_epoch=41,
+        average_from_epoch=41,
     )
     fsd50k = replace(
         full,
@@ -176,7 +183,7 @@ def _psla() -> list[Recipe]:
         lr=5e-4,
         batch=24,
         n_epochs=40,
-        keep_from_epoch=21,
+        average_from_epoch=21,
     )
     return [
         replace(_WEAK, published="none: our reading for other backbones"),

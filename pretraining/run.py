@@ -303,8 +303,14 @@ def run(job: Run) -> Made | None:
     facts = {"config": config, "parents": parents, "broken_clips": broken.facts()}
     made = _export(job, model, fitted, place.folder, facts)
     if job.recipe.stage == "weak":
-        twice, device = job.recipe.average_first_twice, torch.device(place.device)
-        summarise(made.model, job.out, splits, first_twice=twice, device=device)
+        summarise(
+            made.model,
+            job.out,
+            splits,
+            average_from_step=job.recipe.average_from_step(plan),
+            first_twice=job.recipe.average_first_twice,
+            device=torch.device(place.device),
+        )
     return made
 
 
@@ -326,6 +332,7 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
         "data": data_of(job),
         **facts,
         "plan": asdict(job.plan),
+        "average_from_step": job.recipe.average_from_step(job.plan),
         "augmentation": asdict(job.recipe.augmentation),
         "weak_augmentation": asdict(job.recipe.weak_augmentation),
         "metrics": metrics_of(job, fitted),

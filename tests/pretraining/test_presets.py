@@ -131,13 +131,11 @@ def test_psla_s_schedules() -> None:
     assert [factor(i) for i in (999, 2_000, 9_999, 10_000, 15_000)] == [0.95, 1, 1, 0.5, 0.25]
     balanced, fsd50k = PRESETS["weak-psla-balanced"], PRESETS["weak-psla-fsd50k"]
     assert (balanced.lr, balanced.n_epochs, balanced.halve_from_epoch) == (1e-3, 60, 35)
-    assert (fsd50k.lr, fsd50k.batch, fsd50k.n_classes, fsd50k.keep_from_epoch) == (
-        5e-4,
-        24,
-        200,
-        21,
-    )
-    assert [p.clip_s for p in (PRESETS["weak-psla-audioset"], balanced, fsd50k)] == [10, 10, 30]
+    assert (fsd50k.lr, fsd50k.batch, fsd50k.n_classes) == (5e-4, 24, 200)
+    three = (PRESETS["weak-psla-audioset"], balanced, fsd50k)
+    assert [p.average_from_epoch for p in three] == [16, 41, 21]
+    assert all(p.keep_from_epoch == 1 for p in three)  # their ensemble is of all epochs
+    assert [p.clip_s for p in three] == [10, 10, 30]
     assert balanced.sampling == "uniform" and fsd50k.sampling == full_sampling() == "psla"
 
 
@@ -191,12 +189,15 @@ def test_steps_shrink_alike() -> None:
 def test_as_many_epochs_are_kept_of_a_shorter_run(max_steps: int | None) -> None:
     recipe = PRESETS["weak-psla-audioset"]
     plan = recipe.plan(2_000, max_steps=max_steps)
-    first, every = recipe.keep_from_step(plan), plan.valid_every_steps
+    first, every = recipe.average_from_step(plan), plan.valid_every_steps
     assert max_steps is not None or (first, every) == (16 * 20, 20)
     validated = {*range(every, plan.n_steps, every), plan.n_steps}
     assert sum(step >= first for step in validated) == 30 - 16 + 1
+    late = replace(recipe, keep_from_epoch=16, average_from_epoch=None)
+    assert late.keep_from_step(plan) == first and late.average_from_step(plan) is None
+    assert sum(step >= recipe.keep_from_step(plan) for step in validated) == 30
     assert recipe.keep_from_step(recipe.plan(2_000, max_steps=2)) == 1  # all that there are
-    assert replace(recipe, keep_from_epoch=None).keep_from_step(plan) is None
+    assert replace(late, keep_from_epoch=None).keep_from_step(plan) is None
 
 
 def test_settings() -> None:
@@ -274,6 +275,13 @@ def test_wrong_settings_are_one_line(setting: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "settings", "message"),
     [
+        (
+            "weak-psla-audioset",
+            "n_epochs=10",
+            "average_from_epoch is 16, with keep_from_epoch 1 and n_epochs 10: it is from the one",
+        ),
+        ("weak", "average_from_epoch=9", "9, with keep_from_epoch 16 and n_epochs 30: it is from"),
+        ("best", "average_from_epoch=9", "9, with keep_from_epoch None and n_epochs 120"),
         ("weak", "head=multihead", "'weak' does not go with stage weak and head multihead"),
         ("weak", "objective=psla", "'psla' does not go with stage weak and head linear"),
         ("weak-psla-balanced", "head=linear", "'psla' does not go with stage weak and head linear"),
