@@ -252,6 +252,15 @@ class Recipe:
         """Steps in an epoch, of which the last may have fewer clips."""
         return -(-self.epoch_of(n_clips) // self.batch_pieces)
 
+    def clips_in(self, n_steps: int, n_clips: int, pieces: int | None = None) -> int:
+        """Clips that so many steps see of a corpus with `n_clips`: an epoch's last may have fewer.
+
+        pieces: of a step, where it is not the main stream's.
+        """
+        epoch, pieces = self.epoch_of(n_clips), pieces or self.batch_pieces
+        whole, rest = divmod(n_steps, -(-epoch // pieces))
+        return whole * epoch + min(rest * pieces, epoch)
+
     def plan(self, n_clips: int, *, steps_scale: float = 1.0, max_steps: int | None = None) -> Plan:
         """How a training on `n_clips` goes; all that is counted in steps shrinks alike."""
         epoch = self.steps_per_epoch(n_clips)
