@@ -155,7 +155,7 @@ def test_the_grid_of_sequence_models_can_be_built(name: str) -> None:
 def test_every_field_of_a_recipe_is_read() -> None:
     folder = Path(__file__).resolve().parents[2] / "pretraining"
     read = set()
-    for file in ("config.py", "build.py", "run.py", "plan_text.py", "command.py"):
+    for file in ("config.py", "build.py", "run.py", "sources.py", "plan_text.py", "command.py"):
         for node in ast.walk(ast.parse((folder / file).read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value
