@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -206,12 +205,10 @@ def test_each_stage_takes_in_the_last(run: Run, corpus: Corpus, tmp_path: Path) 
 
 
 def check_student(name: str, corpus: Corpus, teacher: str) -> None:
-    """It is a checkpoint like any other, and its card tells where it comes from."""
+    """It is a checkpoint like any other (`test_after_pretraining`), with a card of its origin."""
     model = hps.load_model(checkpoint=name)
     assert model.labels == LABELS and model.scores(torch.randn(1, 32_000)).shape == (1, 50, 3)
     assert isinstance(hps.detect(torch.randn(32_000), model), list)
-    module = sys.modules.get(f"hear_pretrainedsed.{CHECKPOINTS[name].module}")
-    assert module is None or hasattr(module, "load_model")
     card = model.provenance["origin"]
     assert card["mode"] == "pretrain" and card["data"]["corpus"]["sha256"] == corpus.sha256
     assert "made by the recipe strong_student" in CHECKPOINTS[name].note
