@@ -81,9 +81,10 @@ def evaluate(
         grid_points=grid_points,
         grid=grid,
     )
-    names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
-    wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
-    folders = [with_corpus(task, corpus) for task in split_list(tasks)]
+    names = select("checkpoint", split_list("--checkpoints", checkpoints), CHECKPOINTS)
+    chosen = split_list("--protocols", protocols), split_list("--modes", modes)
+    wanted = list(protocol_modes(*chosen))
+    folders = [with_corpus(task, corpus) for task in split_list("--tasks", tasks)]
     for task in folders:
         sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
     todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
@@ -104,9 +105,12 @@ def executor_of(name: str) -> Callable[[Sequence[Job], sweep.Place, sweep.Tell, 
     return import_module(EXECUTORS[name]).work
 
 
-def split_list(values: Sequence[str]) -> list[str]:
-    """Values that may each be several, separated by commas."""
-    return [part for value in values for part in value.split(",") if part]
+def split_list(option: str, values: Sequence[str]) -> list[str]:
+    """An option's values, which may each be several, separated by commas; `ValueError` for none."""
+    found = [part for value in values for part in value.split(",") if part]
+    if not found:
+        raise ValueError(f"{option} is {','.join(values)!r}; it takes one name or more")
+    return found
 
 
 def with_corpus(task: str, corpus: Path | None) -> str:

@@ -97,6 +97,10 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         (["--tasks", "dcase2016_task2"], "no data of dcase2016_task2"),
         (["--steps-scale", "-1", "--protocols", "paper"], "-1"),
         (["--seeds", "0"], "seeds"),
+        (["--checkpoints", ""], "--checkpoints is ''; it takes one name or more"),
+        (["--tasks", ","], "--tasks is ','; it takes one name or more"),
+        (["--protocols", ""], "--protocols is ''; it takes one name or more"),
+        (["--modes", ""], "--modes is ''; it takes one name or more"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:first load")
@@ -137,7 +141,7 @@ def test_lists_after_one_option() -> None:
             "evaluate --tasks a --tasks b --checkpoints x,y --checkpoints z --seeds 3 --modes probe"
         ).split()
     )
-    assert evaluation.split_list(["x,y", "z"]) == ["x", "y", "z"]
+    assert evaluation.split_list("--tasks", ["x,y", "z"]) == ["x", "y", "z"]
 
 
 def test_patterns() -> None:
