@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from downstream import sweep
+from downstream.every_task import ALL, every_task
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
@@ -30,7 +31,7 @@ from hear_pretrainedsed.registry import CHECKPOINTS, unknown
 
 EXECUTORS = {"local": "downstream.sweep", "ray": "downstream.sweep_ray"}
 Names = Annotated[list[str], Option("--checkpoints", help="Names or patterns, as in `list`.")]
-Tasks = Annotated[list[str], Option("--tasks", help="Folders, or names below --data.")]
+Tasks = Annotated[list[str], Option("--tasks", help="Folders, names below --data, or all there.")]
 Protocols = Annotated[list[str], Option("--protocols", help="hear, paper, best.")]
 Modes = Annotated[list[str], Option("--modes", help="probe, knn, finetune.")]
 Seeds = Annotated[int, Option("--seeds", min=1, help="Runs with seeds 0, 1, ...")]
@@ -84,7 +85,7 @@ def evaluate(
     names = select("checkpoint", split_list("--checkpoints", checkpoints), CHECKPOINTS)
     chosen = split_list("--protocols", protocols), split_list("--modes", modes)
     wanted = list(protocol_modes(*chosen))
-    folders = [with_corpus(task, corpus) for task in split_list("--tasks", tasks)]
+    folders = task_words(split_list("--tasks", tasks), data, corpus, strict)
     for task in folders:
         sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
     todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
@@ -111,6 +112,22 @@ def split_list(option: str, values: Sequence[str]) -> list[str]:
     if not found:
         raise ValueError(f"{option} is {','.join(values)!r}; it takes one name or more")
     return found
+
+
+def task_words(
+    tasks: Sequence[str], data: Path | None, corpus: Path | None, strict: bool
+) -> list[str]:
+    """Tasks in words that another process understands; what `all` leaves out is told of."""
+    found: dict[str, None] = {}
+    for task in tasks:
+        if task != ALL:
+            found[with_corpus(task, corpus)] = None
+            continue
+        words, left_out = every_task(data, corpus, strict)
+        found |= dict.fromkeys(words)
+        for line in left_out:
+            say(f"left out: {line}")
+    return list(found)
 
 
 def with_corpus(task: str, corpus: Path | None) -> str:

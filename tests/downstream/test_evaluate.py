@@ -133,6 +133,53 @@ def test_weights_that_are_not_there(
     assert "psla" in capfd.readouterr().err
 
 
+def test_all_tasks_that_have_data(
+    task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(task)
+    for name in ("empty", ".hidden", "c.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").write_text("no folder")
+    a, b = f"{tmp_path / 'a'}", f"{tmp_path / 'b'}"
+    assert evaluation.task_words(["all", b], tmp_path, None, False) == [a, b]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in lines] == [
+        "empty",
+        "dcase2016_task2",
+        "maestro_5hr",
+        "desed_public",
+        "desed",
+        "audioset_strong",
+    ]
+    assert "needs --corpus" in lines[-1] and f"no data of it in {tmp_path}" in lines[1]
+    corpus = [f"audioset_strong={task}"]
+    assert evaluation.task_words(["all"], tmp_path, task, False) == [a, b, *corpus]
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.task_words(["all"], tmp_path, None, True)
+
+
+def test_all_tasks_where_there_are_none(own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"--tasks all: there is no folder {own_cache}/tasks"):
+        evaluation.task_words(["all"], None, None, False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"no task in {tmp_path}: empty: .*; maestro_5hr: no data"):
+        evaluation.task_words(["all"], tmp_path, None, False)
+
+
+@pytest.mark.filterwarnings("ignore:first load")
+def test_all_tasks_from_the_command_line(
+    home: Path, task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").symlink_to(task)
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", "all", "--data", tmp_path / "data"]
+    assert run(*words, "--modes", "knn", "--results", tmp_path / "r") == 0
+    assert "left out: maestro_5hr: no data of it in" in capfd.readouterr().err
+    (line,) = (tmp_path / "r" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["task"] == "synthetic_events"
+
+
 def test_lists_after_one_option() -> None:
     words = "evaluate --tasks a b --checkpoints x,y z --seeds 3 --modes probe".split()
     assert (
