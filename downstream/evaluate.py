@@ -24,7 +24,7 @@ from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
 from downstream.tasks import TASKS
-from hear_pretrainedsed.cli_options import Device, Option, Precision, device_of, say
+from hear_pretrainedsed.cli_options import BatchSize, Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import CHECKPOINTS, unknown
@@ -63,12 +63,15 @@ def evaluate(
     max_steps: MaxSteps = None,
     precision: Precision = "fp32",
     device: Device = "auto",
+    batch_size: BatchSize = None,
     strict: Strict = False,
     executor: Executor = "local",
 ) -> None:
     """Score checkpoints on tasks under named protocols; a table at the end."""
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
     if grid not in GRIDS:
         raise ValueError(unknown("grid", grid, GRIDS))
     if steps_scale is not None and not 0 < steps_scale < float("inf"):
@@ -81,6 +84,7 @@ def evaluate(
         max_steps=max_steps,
         grid_points=grid_points,
         grid=grid,
+        batch_size=batch_size,
     )
     names = select("checkpoint", split_list("--checkpoints", checkpoints), CHECKPOINTS)
     chosen = split_list("--protocols", protocols), split_list("--modes", modes)
