@@ -102,11 +102,14 @@ class Job:
 
 def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
-    facts = {"settings": [settings.precision, settings.steps_scale, settings.max_steps]}
+    read = [settings.precision, settings.steps_scale, settings.max_steps]
+    if settings.batch_size and not RECIPES[protocol].freeze_norms:
+        read.append(settings.batch_size)
+    facts = {"settings": read}
     job = Job(protocol, task, source.weights, settings, seed, Place(source.cache))
     text = json.dumps({**job.config(), **facts, "seed": seed, "recipe": asdict(job.recipe)})
     folder = source.cache / "finetune" / hashlib.sha256(text.encode()).hexdigest()[:32]
-    place = Place(folder, device=settings.device)
+    place = Place(folder, device=settings.device, micro_pieces=settings.batch_size)
     found = tune(replace(job, place=place)).found
     shutil.rmtree(folder)
     return found

@@ -190,9 +190,10 @@ def test_another_config_is_refused_with_the_difference(recordings, tmp_path) -> 
         run(recordings, tmp_path, seed=1, config={"task": "a"})
     with pytest.raises(ValueError, match="extra was None, is 3"):
         run(recordings, tmp_path, config={"task": "a", "extra": 3})
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        run(recordings, tmp_path)
+    for text in ("{", "[1]", "3"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is no JSON object: it does not say"):
+            run(recordings, tmp_path)
 
 
 def test_nan_stops_and_names_the_pieces(recordings, tmp_path) -> None:
