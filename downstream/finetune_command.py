@@ -23,7 +23,7 @@ from downstream import finetune as tuning
 from downstream import results
 from downstream.cells import plain
 from downstream.embeddings import Weights, find_weights
-from downstream.finetune_recipes import RECIPES
+from downstream.finetune_recipes import RECIPES, changes
 from downstream.protocols import Settings
 from downstream.scoring import score_task
 from downstream.sweep import open_named
@@ -45,6 +45,7 @@ from hear_pretrainedsed.training.command_options import (
     Nodes,
     SaveEvery,
     Seed,
+    Set,
     Workers,
     groups_table,
     place_of,
@@ -53,6 +54,7 @@ from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.fit import check_config
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
+from hear_pretrainedsed.training.settings import with_settings
 
 Data = Annotated[
     Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
@@ -86,6 +88,7 @@ def finetune(
     workers: Workers = None,
     logger: LoggerName = None,
     save_every: SaveEvery = None,
+    set_: Set = None,
     dry_run: DryRun = False,
     strict: Strict = False,
 ) -> None:
@@ -94,6 +97,7 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    recipe = with_settings(RECIPES[protocol], set_ or [])
     share_of_steps(1, steps_scale, max_steps)  # refuses a wrong one before a folder is made
     place = place_of(
         out / _RUNS,
@@ -109,7 +113,7 @@ def finetune(
     opened = _open(data, task, strict)
     found = _weights(checkpoint, weights)
     settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
-    job = tuning.Job(protocol, opened, found, settings, seed, place)
+    job = tuning.Job(protocol, opened, found, settings, seed, place, recipe)
     if dry_run:
         print_plan(job)
         return
@@ -140,6 +144,8 @@ def run(job: tuning.Job, out: Path) -> None:
         check_config(out, _content(job))
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
+    if changed := changes(job.recipe, job.protocol):
+        key = replace(key, config={**key.config, "set": changed})
     store = results.Store(out)
     cell = store.finished(key)
     if cell is None or not any(out.glob(_MODELS)):
@@ -222,6 +228,8 @@ def print_plan(job: tuning.Job) -> None:
         f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
         f"activations {_gigabytes(need.activations)}",
     }
+    if changed := changes(job.recipe, job.protocol):
+        facts["set"] = f"{changed}, so protocol {job.name}"
     Console().print(groups_table(groups(model, plan)))
     print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
 

@@ -120,6 +120,26 @@ def test_a_model_and_its_scores_and_the_same_again(run, data, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_a_recipe_that_is_changed_has_another_name(run, data, tmp_path) -> None:
+    out, words = tmp_path / "out", ("--data", data, "-o", tmp_path / "out", "--max-steps", 1)
+    settings = ("--set", "lrs=1e-3", "--set", "ema_decay=None", "--set", "patience=None")
+    code, told, err = run(*words, *settings, "--dry-run")
+    assert (code, err) == (0, "") and "0.001 on the first" in told
+    named = "lrs=(0.001,) ema_decay=None patience=None"
+    assert f"set:       {named}, so protocol best-changed" in told.splitlines()
+    code, told, err = run(*words, *settings)
+    assert (code, err) == (0, "") and "protocol best-changed-scaled, finetune" in told
+    (cell,) = read(out)
+    assert (cell.protocol, cell.recipe["protocol"]) == ("best-changed-scaled",) * 2
+    assert cell.config["set"] == named
+    assert cell.recipe["lrs"] == [1e-3] and cell.recipe["ema_decay"] is None
+    origin = hps.load_model(out / "model.safetensors").provenance["origin"]
+    assert origin["protocol"] == "best-changed" and origin["recipe"]["ema_decay"] is None
+    code, _, err = run(*words, *settings[:-2])
+    assert code == 2 and "begun with other settings: patience was None, is 6" in err
+
+
+@pytest.mark.slow
 def test_two_processes_from_the_command_line(weights, data, tmp_path) -> None:
     words = ["-c", CHECKPOINT, "--data", data, "--max-steps", 2, "--device", "cpu"]
     keys = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -160,6 +180,7 @@ def test_an_own_file_to_start_from_and_a_task_by_name(run, data, tmp_path, weigh
         (("--data", "{data}", "--steps-scale", "0"), "it has to be above 0"),
         (("--data", "{data}", "--max-steps", "0"), "greater than or equal to 1"),
         (("--data", "{data}", "--devices", "0"), "greater than or equal to 1"),
+        (("--data", "{data}", "--set", "ema=0.9"), "unknown field 'ema'; did you mean 'ema_decay'"),
         (("--data", "{data}", "-c", "fmn05.strong"), "unknown checkpoint 'fmn05.strong'"),
     ],
 )

@@ -12,10 +12,10 @@ from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
 from hear_pretrainedsed.training.optimizer import groups, schedule_of
 from hear_pretrainedsed.training.plan import Plan
+from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import sequence_model
 from pretraining.config import Recipe, sequence_of
 from pretraining.presets import PRESETS, get_preset
-from pretraining.settings import with_settings
 
 FMN = [f"{fmn}+{s}" if s else fmn for fmn, numbers in EFFICIENTSED_PSDS1.items() for s in numbers]
 SLOW = {"fmn10+hybrid-256", "fmn10+gru-256", "fmn10+gru-512", "fmn10+gru-1024"} | {
