@@ -7,6 +7,7 @@ on the test clips. The same command goes on after a kill.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ from hear_pretrainedsed.training.command_options import (
     place_of,
 )
 from hear_pretrainedsed.training.estimate import memory
-from hear_pretrainedsed.training.fit import check_config
+from hear_pretrainedsed.training.fit import CONFIG, FITTED, check_config
+from hear_pretrainedsed.training.learner import LAST
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
 from hear_pretrainedsed.training.settings import with_settings
@@ -68,6 +70,7 @@ StepsScale = Annotated[float | None, Option(help="All steps times this.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about the data are errors.")]
 
 _RUNS, _MODELS = "runs", "model*.safetensors"
+_OWN_FIELDS = {"weights_sha256", "task_digest", "lrs"}  # by these a config.json is known as ours
 
 
 def finetune(
@@ -137,16 +140,20 @@ def _weights(checkpoint: str, path: Path | None) -> Weights:
 
 
 def run(job: tuning.Job, out: Path) -> None:
-    """Train, write models, score; what is finished is not done again."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Train, score, write models; what is finished is not done again.
+
+    Weights, and what is in the folder, are looked at before anything is written there.
+    """
+    job.model()
+    _check_folder(out)
+    store = results.Store(out)
     is_first = tuning.is_first_process()
     if is_first:
-        check_config(out, _content(job))
+        _claim(out, _content(job))
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
     if changed := changes(job.recipe, job.protocol):
         key = replace(key, config={**key.config, "set": changed})
-    store = results.Store(out)
     cell = store.finished(key)
     if cell is None or not any(out.glob(_MODELS)):
         start = time.monotonic()
@@ -155,17 +162,44 @@ def run(job: tuning.Job, out: Path) -> None:
         if not is_first:
             return
         trained_s = time.monotonic() - start
-        tuning.save(tuned, out)
         scored = score_task(job.task, tuned.found)
         seconds = {"run_s": trained_s, "scoring_s": time.monotonic() - start - trained_s}
         n_threads = torch.get_num_threads()
         cell = results.make_cell(key, asked, tuned.found, scored, seconds, n_threads)
+        tuning.save(tuned, out)
         store.append(cell, tuned.found)
         for weights in (out / _RUNS).glob("*/weights.pt"):
             weights.unlink()
     if is_first:
         Console().print(results.results_table([cell]))
         print(*sorted(out.glob(_MODELS)), sep="\n")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder with a model or a config that finetune did not write."""
+    path = out / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        foreign = sorted(out.glob(_MODELS))
+    except ValueError:
+        foreign = [path]
+    else:
+        ours = isinstance(content, dict) and content.keys() >= _OWN_FIELDS
+        foreign = [] if ours else [path]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is there already, and not known to be of finetune: take another folder "
+            "as --out, or move it away"
+        )
+
+
+def _claim(out: Path, content: dict[str, object]) -> None:
+    """Note what is begun in the folder; refuse it if it has something of another training."""
+    runs = (path for name in (LAST, FITTED) for path in (out / _RUNS).glob(f"*/{name}"))
+    if not any((*out.glob(_MODELS), *results.read(out), *runs)):
+        (out / CONFIG).unlink(missing_ok=True)  # of one that has left nothing
+    check_config(out, content)
 
 
 @dataclass(frozen=True)
