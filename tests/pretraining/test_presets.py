@@ -150,7 +150,7 @@ def test_steps_shrink_alike() -> None:
     assert (less.n_steps, less.n_warmup_steps, less.valid_every_steps) == (1200, 60, 50)
     assert recipe.plan(5000, steps_scale=0.5).n_steps == 6000
     assert recipe.plan(300).n_steps == 120 * 30  # an epoch is what there is
-    with pytest.raises(ValueError, match="steps_scale is 0; it has to be above 0"):
+    with pytest.raises(ValueError, match="--steps-scale is 0; it is finite and above 0"):
         recipe.plan(10, steps_scale=0)
 
 
