@@ -30,16 +30,17 @@ from hear_pretrainedsed.training.command_options import (
     Nodes,
     SaveEvery,
     Seed,
+    Set,
     Workers,
     place_of,
 )
 from hear_pretrainedsed.training.plan import Place
+from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import check_image_weights, random_start, with_start
 from pretraining.config import Recipe
 from pretraining.plan_text import Outlook
 from pretraining.presets import PRESETS, get_preset
 from pretraining.sampling import n_drawable, weights_of
-from pretraining.settings import with_settings
 
 Preset = Annotated[str | None, Option("--preset", help="Name of a recipe; see --list.")]
 List = Annotated[bool, Option("--list", help="Names, what they reproduce, published numbers.")]
@@ -58,7 +59,6 @@ Teacher = Annotated[str | None, Option("--teacher", help="Frozen one; none: the 
 MaxSteps = Annotated[int | None, Option(min=1, help="The run has no more steps.")]
 StepsScale = Annotated[float, Option(help="All steps times this.")]
 PrecisionName = Annotated[str | None, Option("--precision", help="fp32 or bf16; else preset's.")]
-Set = Annotated[list[str] | None, Option("--set", help="FIELD=VALUE of the recipe, repeatable.")]
 CorpusSize = Annotated[int | None, Option(min=1, help="Clips, for a plan without a corpus.")]
 ClipsPerS = Annotated[float | None, Option(help="Throughput for the plan; none: measured here.")]
 
@@ -136,7 +136,7 @@ def pretrain(
 
 
 def _recipe(preset: str, settings: list[str], precision: str | None) -> Recipe:
-    recipe = with_settings(get_preset(preset), settings)
+    recipe = with_settings(get_preset(preset), settings, fixed=("name", "reproduces"))
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
     return recipe if precision is None else replace(recipe, precision=precision)

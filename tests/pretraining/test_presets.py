@@ -13,10 +13,10 @@ from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
 from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.optimizer import groups, schedule_of
 from hear_pretrainedsed.training.plan import Plan
+from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import sequence_model
 from pretraining.config import Recipe, sequence_of
 from pretraining.presets import PRESETS, get_preset
-from pretraining.settings import with_settings
 
 FMN = [f"{fmn}+{s}" if s else fmn for fmn, numbers in EFFICIENTSED_PSDS1.items() for s in numbers]
 SLOW = {"fmn10+hybrid-256", "fmn10+gru-256", "fmn10+gru-512", "fmn10+gru-1024"} | {
@@ -181,7 +181,7 @@ def test_steps_shrink_alike() -> None:
     assert (less.n_steps, less.n_warmup_steps, less.valid_every_steps) == (1200, 60, 50)
     assert recipe.plan(5000, steps_scale=0.5).n_steps == 6000
     assert recipe.plan(300).n_steps == 120 * 30  # an epoch is what there is
-    with pytest.raises(ValueError, match="steps_scale is 0; it has to be above 0"):
+    with pytest.raises(ValueError, match="--steps-scale is 0; it is finite and above 0"):
         recipe.plan(10, steps_scale=0)
 
 
