@@ -5,7 +5,8 @@ names (`metadata/train/audioset_strong.tsv` beside `audio/train/strong_label_rea
 
 - train: real strongly labelled clips and synthetic ones, whichever are there;
 - valid: the synthetic validation soundscapes; without these a tenth of the real strong clips (of
-  the synthetic ones if there are none), drawn by file name: DESED has no other set for that;
+  the synthetic ones if there are none) that are not in `weak` or `unlabeled` too, drawn by file
+  name: DESED has no other set for that;
 - test: `validation` for the task `desed`, `public` (YouTube's) for `desed_public`;
 - extra, for training: `weak` (labels of a clip) and `unlabeled`.
 
@@ -158,9 +159,11 @@ def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[st
     if not test:
         raise ValueError(f"{task}: no table {_PARTS[part].table} with clips")
     real, synthetic = _read_part(sources, "strong"), _read_part(sources, "synthetic")
+    extra = {kind: _read_part(sources, kind) for kind in ("weak", "unlabeled")}
     valid = _read_part(sources, "synthetic_valid")
     if not valid:
-        drawn = _held_out(real or synthetic)
+        trained = {file for clips in extra.values() for file in clips}
+        drawn = _held_out(file for file in real or synthetic if file not in trained)
         valid = {file: (real or synthetic)[file] for file in drawn}
     train = {file: clip for file, clip in (real | synthetic).items() if file not in valid}
     if not train:
@@ -168,7 +171,6 @@ def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[st
             f"{task}: nothing to train on: neither {_PARTS['strong'].table} nor "
             f"{_PARTS['synthetic'].table} with clips"
         )
-    extra = {kind: _read_part(sources, kind) for kind in ("weak", "unlabeled")}
     extra = {kind: clips for kind, clips in extra.items() if clips}
     return {"train": train, "valid": valid, "test": test}, extra
 

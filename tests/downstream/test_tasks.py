@@ -225,6 +225,29 @@ def test_the_same_audio_in_two_folds(tmp_path: Path) -> None:
     bad(folder, "2.wav in 'fold02', 3.wav in 'fold03'")
 
 
+def test_one_of_each_split_is_told_first(tmp_path: Path) -> None:
+    splits = three_splits() | {"train": {f"{i}.wav": BOTH for i in range(4)}}
+    folder = hear_task(tmp_path / "t", splits)
+    for copy in ("train/1.wav", "train/2.wav", "train/3.wav", "test/z.wav"):
+        shutil.copy(folder / "16000/train/0.wav", folder / "16000" / copy)
+    bad(folder, "split: 0.wav in 'train', z.wav in 'test', 1.wav in 'train' and 2 more: what is")
+
+
+@pytest.mark.parametrize("kind", ["weak", "unlabeled"])
+@pytest.mark.parametrize(("file", "split"), [("y.wav", "valid"), ("z.wav", "test")])
+def test_extra_clips_by_the_name_of_one_held_out(
+    tmp_path: Path, kind: str, file: str, split: str
+) -> None:
+    """A recording that was encoded again has other bytes."""
+    folder = hear_task(tmp_path / "t", three_splits(), metadata_tsv={kind: "extra.tsv"})
+    noise(folder / "16000" / kind / "x.wav")
+    (folder / "extra.tsv").write_text("filename\tevent_labels\nx.wav\ta\n")
+    assert [clip.file for clip in open_task(folder, strict=True).extra[kind]] == ["x.wav"]
+    noise(folder / "16000" / kind / file)
+    (folder / "extra.tsv").write_text(f"filename\tevent_labels\nx.wav\ta\n{file}\ta\n")
+    bad(folder, f"the clip {file} is in '{split}' and in '{kind}': what is trained on would be")
+
+
 def test_extra_clips_may_be_in_train_alone(tmp_path: Path) -> None:
     tables = {"weak": "metadata/weak.tsv"}
     folder = hear_task(tmp_path / "t", three_splits(), metadata_tsv=tables)
