@@ -39,6 +39,7 @@ _METRICS = ("psds1", "psds2", "intersection_f1", "collar_f1")
 _STOCK_METRICS = ("event_onset_200ms_fms", "segment_1s_er")  # what stock heareval computes
 _TABLES = "metadata_tsv"  # in a HEAR task's metadata: where the tables of its extra clips are
 _VALID_SHARE = 0.1
+_EXTRA = ("weak", "unlabeled")  # not labelled strongly
 _EVENT = ("onset", "offset", "event_label")
 
 
@@ -159,7 +160,7 @@ def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[st
     if not test:
         raise ValueError(f"{task}: no table {_PARTS[part].table} with clips")
     real, synthetic = _read_part(sources, "strong"), _read_part(sources, "synthetic")
-    extra = {kind: _read_part(sources, kind) for kind in ("weak", "unlabeled")}
+    extra = {kind: _read_part(sources, kind) for kind in _EXTRA}
     valid = _read_part(sources, "synthetic_valid")
     if not valid:
         trained = {file for clips in extra.values() for file in clips}
@@ -229,11 +230,11 @@ def _open_hear(folder: Path, facts: Facts) -> Task:
     facts = replace(facts, name=name, version=version, metrics=(*_METRICS, *more))
     task = hear_folder.read_hear_folder(folder, facts)
     tables = metadata.get(_TABLES, {})
-    extra = {
-        kind: _extra(folder, kind, folder / tables[kind])
-        for kind in ("weak", "unlabeled")
-        if kind in tables
-    }
+    if not isinstance(tables, dict) or not all(isinstance(tables.get(k, ""), str) for k in _EXTRA):
+        raise ValueError(
+            f"{folder}: {_TABLES} is {tables!r}; wanted {{'weak': a table's path, ...}}"
+        )
+    extra = {kind: _extra(folder, kind, folder / tables[kind]) for kind in _EXTRA if kind in tables}
     return replace(task, extra=extra)
 
 
