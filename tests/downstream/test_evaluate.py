@@ -246,6 +246,8 @@ def test_lists_after_one_option() -> None:
         ).split()
     )
     assert evaluation.split_list("--tasks", ["x,y", "z"]) == ["x", "y", "z"]
+    short = "evaluate --tasks a b -o results --modes probe".split()
+    assert plugins.spread(short) == "evaluate --tasks a --tasks b -o results --modes probe".split()
 
 
 def test_patterns() -> None:
