@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -137,7 +138,7 @@ def read_strong_table(path: Path) -> dict[str, list[Triple]]:
     """
     names = names_of_mids()
     events: dict[str, list[Triple]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _lines(path) as file:
         table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         for column in _COLUMNS:
             if column not in (table.fieldnames or ()):
@@ -149,9 +150,15 @@ def read_strong_table(path: Path) -> dict[str, list[Triple]]:
                 raise ValueError(f"{place}: {_unknown_mid(row['label'])}")
             if row["label"]:
                 rows.append((*_times(row, place), names[row["label"]]))
+            elif any(row[column] for column in _COLUMNS[1:3]):
+                raise ValueError(f"{place}: times without a label, got {dict(row)}")
     if not events:
         raise ValueError(f"{path}: no events in it")
     return events
+
+
+def _lines(path: Path) -> io.StringIO:
+    return io.StringIO(checks.read_utf8(path), newline="")
 
 
 def _times(row: Mapping[str, str], place: str) -> tuple[float, float]:
@@ -197,7 +204,7 @@ def read_durations(folder: Path) -> dict[str, float]:
     if not list(folder.glob("*eval_durations.csv")):
         return {}
     path = _only(folder, "*eval_durations.csv")
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _lines(path) as file:
         table = [row for row in csv.reader(file) if row and row != ["filename", "duration"]]
     try:
         rows = {name: float(length) for name, length in table}

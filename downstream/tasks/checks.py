@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import os
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from downstream.tasks.task import Task
@@ -31,6 +33,21 @@ def first_few(offenders: Iterable[object]) -> str:
     found = list(offenders)
     more = f" and {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
     return ", ".join(map(str, found[:_N_SHOWN])) + more
+
+
+def read_utf8(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte-order mark; `ValueError` for other encodings."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        where = "it is UTF-16" if is_utf16 else f"line {line} is in another encoding"
+        raise ValueError(f"{path}: {where}; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: bytes of zero in it, as UTF-16 has them; save it as UTF-8")
+    return text
 
 
 def warn(text: str) -> None:
@@ -176,13 +193,19 @@ def _check_leaks(task: Task) -> None:
             place[clip.path] = (split, clip.file)
     trained = {split for rotation in task.rotations for split in rotation.train}
     held_out = {split for rotation in task.rotations for split in (*rotation.valid, *rotation.test)}
+    only_trained = (trained - held_out) | set(task.extra)
     for kind, clips in task.extra.items():
-        place |= {clip.path: (kind, clip.file) for clip in clips if clip.path not in place}
+        for clip in clips:
+            if names.get(clip.file, kind) not in only_trained:
+                _leak(task, f"the clip {clip.file} is in {names[clip.file]!r} and in {kind!r}")
+            place.setdefault(clip.path, (kind, clip.file))
     for paths in same_bytes(place):
-        found = {place[path][0] for path in paths}
-        only_trained = found <= (trained - held_out) | set(task.extra)
-        if len(found) > 1 and not only_trained:
-            told = first_few(f"{place[path][1]} in {place[path][0]!r}" for path in paths)
+        found: dict[str, list[str]] = {}
+        for split, file in map(place.__getitem__, paths):
+            found.setdefault(split, []).append(f"{file} in {split!r}")
+        if len(found) > 1 and not set(found) <= only_trained:
+            ones, more = zip(*((told[0], told[1:]) for told in found.values()), strict=True)
+            told = first_few([*ones, *chain(*more)])  # one of each split first
             _leak(task, f"the same audio is in more than one split: {told}")
 
 

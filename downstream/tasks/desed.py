@@ -5,7 +5,8 @@ names (`metadata/train/audioset_strong.tsv` beside `audio/train/strong_label_rea
 
 - train: real strongly labelled clips and synthetic ones, whichever are there;
 - valid: the synthetic validation soundscapes; without these a tenth of the real strong clips (of
-  the synthetic ones if there are none), drawn by file name: DESED has no other set for that;
+  the synthetic ones if there are none) that are not in `weak` or `unlabeled` too, drawn by file
+  name: DESED has no other set for that;
 - test: `validation` for the task `desed`, `public` (YouTube's) for `desed_public`;
 - extra, for training: `weak` (labels of a clip) and `unlabeled`.
 
@@ -38,15 +39,21 @@ _METRICS = ("psds1", "psds2", "intersection_f1", "collar_f1")
 _STOCK_METRICS = ("event_onset_200ms_fms", "segment_1s_er")  # what stock heareval computes
 _TABLES = "metadata_tsv"  # in a HEAR task's metadata: where the tables of its extra clips are
 _VALID_SHARE = 0.1
+_EXTRA = ("weak", "unlabeled")  # not labelled strongly
+_EVENT = ("onset", "offset", "event_label")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Where DESED has a part; names of synthetic clips are numbers, and get a prefix."""
+    """Where DESED has a part; names of synthetic clips are numbers, and get a prefix.
+
+    columns: what its table has beside `filename`.
+    """
 
     table: str
     audio: str
     prefix: str = ""
+    columns: tuple[str, ...] = _EVENT
 
 
 _PARTS = {
@@ -61,8 +68,10 @@ _PARTS = {
         r"audio/validation/synthetic\d+_validation/soundscapes",
         "synthetic_valid_",
     ),
-    "weak": _Part(r"metadata/train/weak\.tsv", "audio/train/weak"),
-    "unlabeled": _Part(r"metadata/train/unlabel_in_domain\.tsv", "audio/train/unlabel_in_domain"),
+    "weak": _Part(r"metadata/train/weak\.tsv", "audio/train/weak", columns=("event_labels",)),
+    "unlabeled": _Part(
+        r"metadata/train/unlabel_in_domain\.tsv", "audio/train/unlabel_in_domain", columns=()
+    ),
     "validation": _Part(r"metadata/validation/validation\.tsv", "audio/validation/validation"),
     "public": _Part(r"metadata/eval/public\.tsv", "audio/eval/public"),
 }
@@ -88,7 +97,7 @@ def _read_part(sources: Sources, name: str, *, whole: bool = False) -> _Clips:
     if not tables:
         return {}
     (table,) = tables.values()
-    rows = _rows(sources.read_text(table), table.path)
+    rows = _rows(sources.read_text(table), table.path, part.columns)
     audio: dict[str, Member] = {}
     for rate in ("_16k", ""):  # resampled by DCASE's baseline; no need to do it again
         audio = audio or sources.matching(rf"{part.audio}{rate}/[^/]+")
@@ -100,35 +109,48 @@ def _read_part(sources: Sources, name: str, *, whole: bool = False) -> _Clips:
             raise ValueError(told)
         checks.warn(f"{told}; left out")
     return {
-        part.prefix + file: _found(audio[file], file_rows, table.path)
+        part.prefix + file: _found(audio[file], file_rows, part.columns, table.path)
         for file, file_rows in rows.items()
         if file in audio
     }
 
 
-def _rows(text: str, path: Path) -> dict[str, list[dict[str, str]]]:
-    """Rows of a tab-separated table by their file name."""
+def _rows(text: str, path: Path, columns: Iterable[str]) -> dict[str, list[dict[str, str]]]:
+    """Rows of a tab-separated table by their file name; `columns`: what it has beside that."""
     found: dict[str, list[dict[str, str]]] = {}
     table = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
-    if "filename" not in (table.fieldnames or ()):
-        raise ValueError(f"{path}: no column filename in {table.fieldnames}")
+    names = table.fieldnames or ()
+    for column in ("filename", *columns):
+        if column not in names:
+            raise ValueError(f"{path}: {unknown('column', column, names)}")
     for row in table:
         found.setdefault(row["filename"], []).append(row)
     return found
 
 
-def _found(member: Member, rows: list[dict[str, str]], table: Path) -> _Found:
-    if "event_labels" in rows[0]:
-        labels = tuple(label for label in rows[0]["event_labels"].split(",") if label)
-        return _Found(member, labels=labels)
-    if "event_label" not in rows[0]:
-        return _Found(member)
+def _found(
+    member: Member, rows: list[dict[str, str]], columns: tuple[str, ...], table: Path
+) -> _Found:
+    if columns == _EVENT:
+        events = (_event(row, table) for row in rows)
+        return _Found(member, tuple(event for event in events if event))
+    if columns:
+        named = dict.fromkeys(label for row in rows for label in row["event_labels"].split(","))
+        return _Found(member, labels=tuple(label for label in named if label))
+    return _Found(member)
+
+
+def _event(row: Mapping[str, str], table: Path) -> Triple | None:
+    """The event of a row; None where it has neither times nor label: nothing sounds."""
+    onset, offset, label = (row[column].strip() for column in _EVENT)
+    if not (onset or offset or label):
+        return None
     try:
-        named = [row for row in rows if row["event_label"]]
-        events = tuple((float(r["onset"]), float(r["offset"]), r["event_label"]) for r in named)
-    except (KeyError, ValueError):
-        raise ValueError(f"{table}: wanted onset, offset, event_label; got {rows[0]}") from None
-    return _Found(member, events)
+        if label:
+            return float(onset), float(offset), label
+    except ValueError:
+        pass
+    raise ValueError(f"{table}: wanted onset, offset, event_label, or none of them; got {row}")
 
 
 def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[str, _Clips]]:
@@ -138,9 +160,11 @@ def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[st
     if not test:
         raise ValueError(f"{task}: no table {_PARTS[part].table} with clips")
     real, synthetic = _read_part(sources, "strong"), _read_part(sources, "synthetic")
+    extra = {kind: _read_part(sources, kind) for kind in _EXTRA}
     valid = _read_part(sources, "synthetic_valid")
     if not valid:
-        drawn = _held_out(real or synthetic)
+        trained = {file for clips in extra.values() for file in clips}
+        drawn = _held_out(file for file in real or synthetic if file not in trained)
         valid = {file: (real or synthetic)[file] for file in drawn}
     train = {file: clip for file, clip in (real | synthetic).items() if file not in valid}
     if not train:
@@ -148,7 +172,6 @@ def _read_desed(sources: Sources, task: str) -> tuple[dict[str, _Clips], dict[st
             f"{task}: nothing to train on: neither {_PARTS['strong'].table} nor "
             f"{_PARTS['synthetic'].table} with clips"
         )
-    extra = {kind: _read_part(sources, kind) for kind in ("weak", "unlabeled")}
     extra = {kind: clips for kind, clips in extra.items() if clips}
     return {"train": train, "valid": valid, "test": test}, extra
 
@@ -207,20 +230,21 @@ def _open_hear(folder: Path, facts: Facts) -> Task:
     facts = replace(facts, name=name, version=version, metrics=(*_METRICS, *more))
     task = hear_folder.read_hear_folder(folder, facts)
     tables = metadata.get(_TABLES, {})
-    extra = {
-        kind: _extra(folder / tables[kind], folder / str(hear_folder.SAMPLE_RATE) / kind)
-        for kind in ("weak", "unlabeled")
-        if kind in tables
-    }
+    if not isinstance(tables, dict) or not all(isinstance(tables.get(k, ""), str) for k in _EXTRA):
+        raise ValueError(
+            f"{folder}: {_TABLES} is {tables!r}; wanted {{'weak': a table's path, ...}}"
+        )
+    extra = {kind: _extra(folder, kind, folder / tables[kind]) for kind in _EXTRA if kind in tables}
     return replace(task, extra=extra)
 
 
-def _extra(table: Path, audio: Path) -> tuple[ExtraClip, ...]:
+def _extra(folder: Path, kind: str, table: Path) -> tuple[ExtraClip, ...]:
+    audio, columns = folder / str(hear_folder.SAMPLE_RATE) / kind, _PARTS[kind].columns
     if not table.is_file() or not audio.is_dir():
         raise ValueError(f"{table} and {audio} are not both there")
-    rows = _rows(table.read_text("utf-8"), table)
+    rows = _rows(checks.read_utf8(table), table, columns)
     checks.check_files(table.stem, rows, audio)
-    found = {file: _found(Member(file, audio), same, table) for file, same in rows.items()}
+    found = {file: _found(Member(file, audio), same, columns, table) for file, same in rows.items()}
     return tuple(
         ExtraClip(
             file,

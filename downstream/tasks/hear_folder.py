@@ -9,19 +9,26 @@ without a word (unknown labels, times that are no times, a clip in two splits) i
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from downstream.tasks import checks
 from downstream.tasks.sources import duration_s
 from downstream.tasks.task import Clip, Facts, Rotation, Task, Triple
+from hear_pretrainedsed.registry import unknown
 
 SAMPLE_RATE = 16_000
 METADATA = "task_metadata.json"
 _KFOLD = ("new_split_kfold", "presplit_kfold")
+_TRAINVALTEST = ("train", "valid", "test")
+_POSTPROCESSING = ("median_filter_ms", "min_duration")
 
 
 def open_hear_folder(folder: Path, facts: Facts, *, strict: bool = False) -> Task:
@@ -67,7 +74,7 @@ def task_name(folder: Path) -> str | None:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """A HEAR task's metadata, checked for what is used of it."""
     path = folder / METADATA
-    metadata = _json(path)
+    metadata = _json_object(path)
     wanted = ("task_name", "version", "splits", "split_mode", "embedding_type", "evaluation")
     for key in wanted:
         if key not in metadata:
@@ -77,27 +84,91 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{path}: embedding_type is {metadata['embedding_type']!r}; only event tasks have "
             "frames to score ('event')"
         )
+    try:
+        _check_metadata(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return metadata
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    from downstream.scoring import METRICS  # which imports tasks
+
+    name = metadata["task_name"]
+    if not (isinstance(name, str) and name):
+        raise ValueError(f"task_name is {name!r}; wanted a name")
+    for key in ("splits", "evaluation"):
+        names = metadata[key]
+        if not (_is_list(names) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{key} is {names!r}; wanted a list of names")
+    if twice := _first_twice(metadata["splits"]):
+        raise ValueError(f"splits has {twice!r} twice")
+    rotations(metadata)
+    for metric in metadata["evaluation"]:
+        if metric not in METRICS:
+            raise ValueError(unknown("metric in evaluation", metric, METRICS))
+    _check_grids(metadata.get("evaluation_params", {}))
+
+
+def _check_grids(params: Any) -> None:
+    """Of what protocol `hear` tries: values to choose from by name."""
+    if not isinstance(params, dict):
+        raise ValueError(f"evaluation_params is {params!r}; wanted {{name of a grid: grid}}")
+    for name in ("event_postprocessing_grid", "task_specific_param_grid"):
+        grid = params.get(name, {})
+        if not (isinstance(grid, dict) and all(_is_list(values) for values in grid.values())):
+            raise ValueError(f"{name} is {grid!r}; wanted {{name: [value, ...]}}")
+    grid = params.get("event_postprocessing_grid", dict.fromkeys(_POSTPROCESSING, []))
+    for key, values in grid.items():
+        if key not in _POSTPROCESSING:
+            raise ValueError(unknown("event_postprocessing_grid entry", key, _POSTPROCESSING))
+        if wrong := [value for value in values if not _is_length(value)]:
+            raise ValueError(f"{key} is {wrong[0]!r}; wanted milliseconds, finite, not negative")
+    if lacking := [key for key in _POSTPROCESSING if key not in grid]:
+        raise ValueError(f"event_postprocessing_grid has no {lacking[0]!r}: it has {list(grid)}")
+
+
+def _is_list(found: Any) -> bool:
+    return isinstance(found, list) and bool(found)
+
+
+def _is_length(found: Any) -> bool:
+    is_number = isinstance(found, int | float) and not isinstance(found, bool)
+    return is_number and 0 <= found < math.inf
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    return next((name for name, n in Counter(names).items() if n > 1), None)
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
     """The classes of `labelvocabulary.csv`, by their index."""
     path = folder / "labelvocabulary.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = {int(row["idx"]): row["label"] for row in csv.DictReader(file)}
+        table = io.StringIO(checks.read_utf8(path), newline="")
     except FileNotFoundError:
         raise ValueError(f"{folder}: no labelvocabulary.csv in it") from None
-    except (KeyError, ValueError, TypeError):
+    try:
+        rows = [(int(row["idx"]), row["label"]) for row in csv.DictReader(table)]
+    except (KeyError, ValueError, TypeError, csv.Error):
         raise ValueError(f"{path}: wanted the columns idx (0, 1, ...) and label") from None
-    if sorted(rows) != list(range(len(rows))) or not rows:
-        raise ValueError(f"{path}: idx has to count 0, 1, ... without a gap, got {sorted(rows)}")
-    return tuple(rows[i] for i in range(len(rows)))
+    if nameless := [i for i, label in rows if not label]:
+        raise ValueError(f"{path}: no label at idx {checks.first_few(nameless)}")
+    if sorted(i for i, _ in rows) != list(range(len(rows))) or not rows:
+        given = sorted(i for i, _ in rows)
+        raise ValueError(f"{path}: idx has to count 0, 1, ... without a gap, got {given}")
+    if twice := _first_twice(label for _, label in rows):
+        raise ValueError(f"{path}: the label {twice!r} is in it twice")
+    return tuple(label for _, label in sorted(rows))
 
 
 def read_split(folder: Path, split: str) -> tuple[Clip, ...]:
     """The clips of a split in the order of its JSON file; a clip is its own unit."""
-    listed = _json(folder / f"{split}.json")
+    path = folder / f"{split}.json"
+    listed = _json_object(path)
+    for file, rows in listed.items():
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: {file}: wanted a list of events, got {rows!r}")
     audio = folder / str(SAMPLE_RATE) / split
     if not audio.is_dir():
         raise ValueError(f"no folder {audio}: HEAR tasks hold their audio at 16 kHz there")
@@ -122,6 +193,11 @@ def rotations(metadata: Mapping[str, Any]) -> tuple[Rotation, ...]:
     """As heareval rotates folds: fold k is test, the next one valid, the rest (sorted) train."""
     mode, splits = metadata["split_mode"], metadata["splits"]
     if mode == "trainvaltest":
+        if not set(_TRAINVALTEST) <= set(splits):
+            raise ValueError(
+                f"splits are {', '.join(splits)}; split_mode trainvaltest needs "
+                f"{', '.join(_TRAINVALTEST)}"
+            )
         return (Rotation(("train",), ("valid",), ("test",)),)
     if mode not in _KFOLD:
         allowed = ", ".join(("trainvaltest", *_KFOLD))
@@ -140,13 +216,24 @@ def fold_rotations(splits: Iterable[str]) -> tuple[Rotation, ...]:
     )
 
 
-def _json(path: Path) -> Any:
+def _json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's values by key; `ValueError` if it holds anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(checks.read_utf8(path), object_pairs_hook=partial(_each_once, path))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: no {path.name} in it, so it is no HEAR task") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: wanted an object, {{key: value}}, got {type(found).__name__}")
+    return found
+
+
+def _each_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; of a key that is there twice the first value would be lost."""
+    if twice := _first_twice(key for key, _ in pairs):
+        raise ValueError(f"{path}: {twice!r} is a key twice")
+    return dict(pairs)
 
 
 def is_hear_folder(folder: Path) -> bool:

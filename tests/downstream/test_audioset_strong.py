@@ -155,6 +155,7 @@ def test_published_durations(shared: Path, tmp_path: Path) -> None:
         (f"x_0\t2\t1\t{DOG}\n", "line 2: times are finite with 0 <= start <= end"),
         (f"x_0\tnan\t1\t{DOG}\n", "times are finite"),
         (f"x_0\t\t1\t{DOG}\n", "times are finite"),
+        ("x_0\t0\t1\t\n", "line 2: times without a label, got {.*'x_0'"),
         (f"x_0\t-1\t1\t{DOG}\n", "times are finite"),
         (f"x_0\t0\tinf\t{DOG}\n", "times are finite"),
         ("", "no events in it"),
@@ -201,6 +202,16 @@ def test_bad_durations(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "eval_durations.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_durations(tmp_path)
+
+
+@pytest.mark.parametrize("table", ["audioset_eval_strong.tsv", "eval_durations.csv"])
+def test_tables_in_other_encodings(tmp_path: Path, table: str) -> None:
+    corpus(tmp_path, ["abcdefghij0.wav"])
+    (tmp_path / "eval_durations.csv").write_text("filename,duration\n")
+    path = tmp_path / table
+    path.write_bytes(path.read_bytes() + b"\xe9\n")
+    with pytest.raises(ValueError, match=rf"{table}: line \d is in another encoding"):
+        read_strong_set(tmp_path)
 
 
 def test_as_a_task(tmp_path: Path) -> None:

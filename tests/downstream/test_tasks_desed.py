@@ -113,6 +113,22 @@ def test_valid_without_a_synthetic_set(tmp_path: Path) -> None:
     assert "unlabeled" not in build_metadata(folder, tmp_path / "o")["metadata_tsv"]
 
 
+def test_valid_is_drawn_of_what_is_not_trained_on(tmp_path: Path) -> None:
+    folder = raw_desed(tmp_path / "dataset", without=("synthetic_valid",))
+    table = folder / "metadata/train/weak.tsv"
+    names = [f"Ya{i}_0_10.wav" for i in range(10)]
+    table.write_text("\n".join([table.read_text() + f"{names[0]}\tCat", *names[1:], ""]))
+    for name in names:  # encoded again: other bytes
+        noise(folder / "audio/train/weak" / name, 2.0, 8_000)
+    task = open_task(folder)
+    valid = {clip.file for clip in task.clips("valid")}
+    assert valid and valid.isdisjoint(names)
+    noise(folder / "audio/train/weak/Yv1_0_10.wav", 2.0, 8_000)
+    table.write_text(table.read_text() + "Yv1_0_10.wav\tCat\n")
+    with pytest.raises(ValueError, match="the clip Yv1_0_10.wav is in 'test' and in 'weak'"):
+        open_task(folder)
+
+
 def build_metadata(folder: Path, out: Path) -> dict:
     return json.loads((build("desed", [folder], out) / "task_metadata.json").read_text())
 
@@ -151,6 +167,10 @@ def test_recordings_that_are_gone(tmp_path: Path) -> None:
     [
         ("validation/validation.tsv", "Yv0_0_10.wav\t0\t1\tCow", "outside the vocab.*Cow"),
         ("validation/validation.tsv", "Yv0_0_10.wav\t0\tx\tCat", "wanted onset, offset"),
+        ("validation/validation.tsv", "Yv0_0_10.wav\t0\t1\t", "or none of them; got .*Yv0_0_10"),
+        ("validation/validation.tsv", "Yv0_0_10.wav\t0\t1", "or none of them; got .*Yv0_0_10"),
+        ("train/audioset_strong.tsv", "Ya0_0_10.wav\t0\t\tCat", "or none of them; got .*Ya0_0_10"),
+        ("train/audioset_strong.tsv", "Ya0_0_10.wav\t\t\tCat", "or none of them; got .*Ya0_0_10"),
         ("train/weak.tsv", "Yw0_0_10.wav\tCat,Cow", "unknown label 'Cow'"),
     ],
 )
