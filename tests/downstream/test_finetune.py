@@ -114,6 +114,18 @@ def test_finetune_is_a_mode_of_paper_and_best_alone() -> None:
     assert config == {"precision": "fp32", "steps_scale": None, "max_steps": 3}
 
 
+def test_what_norms_are_taken_from() -> None:
+    job = job_of(made_up_task())
+    assert replace(job, protocol="best").norms == {}
+    for place, n in (
+        (Place(Path()), 8),
+        (Place(Path(), device="cuda"), 64),
+        (Place(Path(), device="cuda", n_devices=4, n_nodes=2), 32),  # a process's part of 256
+        (Place(Path(), micro_pieces=3), 3),
+    ):
+        assert replace(job, place=place).norms == {"norm_pieces": n}
+
+
 # ---- the head
 
 

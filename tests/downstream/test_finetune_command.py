@@ -266,6 +266,30 @@ def test_what_left_nothing_may_begin_anew_with_other_settings(
         path.unlink()
 
 
+def test_norms_of_other_batches_are_another_result(run, data, tmp_path, monkeypatch) -> None:
+    """Those of `best` are frozen."""
+    keys = []
+    finished = finetune_command.results.Store.finished
+    monkeypatch.setattr(
+        finetune_command.results.Store,
+        "finished",
+        lambda s, key: keys.append(key) or finished(s, key),
+    )
+    ends_at_once(monkeypatch)
+    for protocol in RECIPES:
+        out = tmp_path / protocol
+        words = ("--data", data, "-o", out, "--protocol", protocol, "--device", "cpu")
+        assert "the loss is nan" in run(*words)[2]
+        (out / "runs" / "rotation-0-lr-0.1").mkdir(parents=True)
+        (out / "runs" / "rotation-0-lr-0.1" / "last.ckpt").touch()
+        assert "the loss is nan" in run(*words, "--batch-size", 8)[2]  # what a CPU takes anyway
+        code, _, err = run(*words, "--batch-size", 1)
+        assert code == 2 and ("norm_pieces was 8, is 1" in err) == (protocol == "paper")
+    assert [key.config.get("norm_pieces") for key in keys] == [8, 8, None, None, None]
+    assert "the loss is nan" in run(*words, "--set", "freeze_norms=False", "-o", tmp_path / "x")[2]
+    assert keys[-1].config["norm_pieces"] == 8
+
+
 def test_a_model_that_cannot_be_scored_is_not_written(run, data, tmp_path, monkeypatch) -> None:
     def score(*_: object) -> None:
         raise ValueError("no reference events")
