@@ -29,6 +29,7 @@ from downstream.protocols import paper
 from downstream.protocols.base import Found, Settings
 from downstream.scoring import main_score
 from downstream.targets import frame_targets
+from downstream.tasks.checks import check_audio
 from downstream.tasks.task import Clip, Rotation, Task, Triple
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
@@ -77,6 +78,15 @@ class Job:
         """The protocol, or that it was changed."""
         return f"{self.protocol}-changed" if changes(self.recipe, self.protocol) else self.protocol
 
+    @property
+    def norms(self) -> dict[str, int]:
+        """Pieces that batch norms take their statistics from; nothing where they are frozen."""
+        if self.recipe.freeze_norms:
+            return {}
+        processes = self.place.n_devices * self.place.n_nodes
+        own = math.ceil(self.recipe.batch_pieces / processes)
+        return {"norm_pieces": min(self.place.micro, own)}
+
     def order(self, rotation: Rotation) -> Order:
         """The pieces of a rotation's train clips, with their targets."""
         labels = self.task.labels
@@ -111,15 +121,14 @@ class Job:
 
 def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
+    check_audio(task)
+    place = Place(source.cache, device=settings.device, micro_pieces=settings.batch_size)
+    job = Job(protocol, task, source.weights, settings, seed, place)
     read = [settings.precision, settings.steps_scale, settings.max_steps]
-    if settings.batch_size and not RECIPES[protocol].freeze_norms:
-        read.append(settings.batch_size)
-    facts = {"settings": read}
-    job = Job(protocol, task, source.weights, settings, seed, Place(source.cache))
+    facts = {"settings": [*read, *job.norms.values()]}
     text = json.dumps({**job.config(), **facts, "seed": seed, "recipe": asdict(job.recipe)})
     folder = source.cache / "finetune" / hashlib.sha256(text.encode()).hexdigest()[:32]
-    place = Place(folder, device=settings.device, micro_pieces=settings.batch_size)
-    found = tune(replace(job, place=place)).found
+    found = tune(replace(job, place=replace(place, folder=folder))).found
     shutil.rmtree(folder)
     return found
 
@@ -247,6 +256,7 @@ def _origin(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "steps_scale": job.settings.steps_scale,
         "max_steps": job.settings.max_steps,
         "precision": job.settings.precision,
+        **job.norms,
         "recipe": plain(asdict(job.recipe)),
         "chosen": plain(
             {k: v for k, v in chosen.items() if k not in ("thresholds", "median_frames")}

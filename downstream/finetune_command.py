@@ -29,6 +29,7 @@ from downstream.protocols import Settings
 from downstream.scoring import score_task
 from downstream.sweep import open_named
 from downstream.tasks import Task, open_task
+from downstream.tasks.checks import check_audio
 from hear_pretrainedsed.cli_options import (
     BatchSize,
     CheckpointName,
@@ -115,7 +116,10 @@ def finetune(
     get_checkpoint(checkpoint)
     opened = _open(data, task, strict)
     found = _weights(checkpoint, weights)
-    settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
+    check_audio(opened)
+    settings = Settings(
+        precision, place.device, steps_scale, max_steps=max_steps, batch_size=batch_size
+    )
     job = tuning.Job(protocol, opened, found, settings, seed, place, recipe)
     if dry_run:
         print_plan(job)
@@ -152,6 +156,7 @@ def run(job: tuning.Job, out: Path) -> None:
         _claim(out, _content(job))
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
+    key = replace(key, config={**key.config, **job.norms})
     if changed := changes(job.recipe, job.protocol):
         key = replace(key, config={**key.config, "set": changed})
     cell = store.finished(key)
@@ -222,6 +227,7 @@ def _content(job: tuning.Job) -> dict[str, object]:
         "precision": settings.precision,
         "steps_scale": settings.steps_scale,
         "max_steps": settings.max_steps,
+        **job.norms,
         **plain(asdict(job.recipe)),
     }
 

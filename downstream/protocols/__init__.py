@@ -15,9 +15,9 @@ from downstream.tasks.task import Task
 __all__ = ["PROTOCOLS", "Found", "Protocol", "Settings"]
 
 # What fine-tuning depends on; heareval has no such mode. Batch norms of `paper` are not frozen, and
-# take their statistics from what is in memory at a time.
+# take their statistics from what is in memory at a time, on a GPU more than on a CPU.
 _FINE_TUNED = {
-    "paper": ("steps_scale", "max_steps", "batch_size"),
+    "paper": ("steps_scale", "max_steps", "norm_pieces"),
     "best": ("steps_scale", "max_steps"),
 }
 

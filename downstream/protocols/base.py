@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from downstream.embeddings import FrameSource
 from downstream.tasks.task import Task, Triple
+from hear_pretrainedsed.training.plan import Place
 
 
 def _nobody(line: str) -> None:
@@ -38,6 +40,11 @@ class Settings:
     max_steps: int | None = None
     batch_size: int | None = None
     tell: Callable[[str], None] = _nobody
+
+    @property
+    def norm_pieces(self) -> int:
+        """Mode `finetune`: pieces that batch norms take their statistics from, if not frozen."""
+        return Place(Path(), self.device, micro_pieces=self.batch_size).micro
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,5 @@ class Protocol:
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def config(self, mode: str, settings: Settings) -> dict[str, Any]:
-        """The settings that a mode depends on; a batch size only if it is given."""
-        names = ("precision", *self.reads.get(mode, ()))
-        found = {name: getattr(settings, name) for name in names}
-        if found.get("batch_size", 0) is None:
-            del found["batch_size"]
-        return found
+        """The settings that a mode depends on."""
+        return {name: getattr(settings, name) for name in ("precision", *self.reads.get(mode, ()))}

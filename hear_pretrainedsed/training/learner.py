@@ -227,7 +227,7 @@ class Learner(LightningModule):
 
     def _no_memory(self) -> str:
         """What to do about it; the precision of a run that goes on cannot be another one."""
-        ways = ["go on with a smaller --batch-size"] if self.micro_pieces > 1 else []
+        ways = ["take a smaller --batch-size"] if self.micro_pieces > 1 else []
         if self.plan.precision == "fp32":
             ways.append("begin anew in another folder with --precision bf16")
         ways = ways or ["take a device with more"]

@@ -200,6 +200,9 @@ def test_a_batch_size_makes_another_result_only_where_norms_depend_on_it() -> No
             apart = protocol.config(mode, asked) != protocol.config(mode, auto)
             is_tuned = mode == "finetune"
             assert apart == (is_tuned and not RECIPES[protocol.name].freeze_norms)
+    paper = PROTOCOLS["paper"]
+    sizes = [paper.config("finetune", Settings(device=x))["norm_pieces"] for x in ("cpu", "cuda:1")]
+    assert sizes == [8, 64]  # a result of the one is none of the other
 
 
 def test_the_batch_size_reaches_fine_tuning(

@@ -114,6 +114,18 @@ def test_finetune_is_a_mode_of_paper_and_best_alone() -> None:
     assert config == {"precision": "fp32", "steps_scale": None, "max_steps": 3}
 
 
+def test_what_norms_are_taken_from() -> None:
+    job = job_of(made_up_task())
+    assert replace(job, protocol="best").norms == {}
+    for place, n in (
+        (Place(Path()), 8),
+        (Place(Path(), device="cuda"), 64),
+        (Place(Path(), device="cuda", n_devices=4, n_nodes=2), 32),  # a process's part of 256
+        (Place(Path(), micro_pieces=3), 3),
+    ):
+        assert replace(job, place=place).norms == {"norm_pieces": n}
+
+
 # ---- the head
 
 
@@ -241,7 +253,8 @@ def test_best_from_weights_to_a_file(task, source, tmp_path, monkeypatch) -> Non
     assert set(chosen["thresholds"]) == set(chosen["median_frames"]) == set(task.labels)
     (path,) = save(tuned, tmp_path)
     assert path.name == "model.safetensors"
-    model = hps.load_model(path, windowing="overlap")
+    model = hps.load_model(path)
+    assert model.options.windowing == BEST.windowing == "overlap"
     decoding = Decoding(*(tuple(chosen[k].values()) for k in ("thresholds", "median_frames")))
     assert model.decoding == decoding and model.labels == ("high", "low")
     clip = task.clips("test")[0]
