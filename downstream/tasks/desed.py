@@ -31,6 +31,7 @@ from downstream.tasks import checks, hear_folder
 from downstream.tasks.hear_writer import Wanted, task_metadata, write_hear_folder
 from downstream.tasks.sources import Member, Sources, duration_s
 from downstream.tasks.task import Clip, ExtraClip, Facts, Progress, Rotation, Task, Triple
+from hear_pretrainedsed.audio import EXTENSIONS
 from hear_pretrainedsed.registry import read_labels, unknown
 
 CLIP_S = 10.0
@@ -108,6 +109,10 @@ def _read_part(sources: Sources, name: str, *, whole: bool = False) -> _Clips:
         if whole:
             raise ValueError(told)
         checks.warn(f"{told}; left out")
+    sounds = [file for file in audio if Path(file).suffix.lower() in EXTENSIONS]  # beside jams, txt
+    if more := [file for file in sounds if file not in rows]:
+        told = f"{table.path}: {len(more)} audio files in {part.audio} are not listed"
+        checks.warn(f"{told}: {checks.first_few(more)}")
     return {
         part.prefix + file: _found(audio[file], file_rows, part.columns, table.path)
         for file, file_rows in rows.items()
