@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -191,7 +191,8 @@ def _open(folder: Path, facts: Facts, *, strict: bool = False) -> Task:
     with checks.strictly(strict):
         is_hear = hear_folder.is_hear_folder(folder)
         task = _open_hear(folder, facts) if is_hear else _open_raw(folder, facts)
-        _check_labels(task)
+        extra = (clip for clips in task.extra.values() for clip in clips)
+        _check_labels(((clip.file, clip.labels) for clip in extra), task.labels)
         checks.check_task(task)
     return task
 
@@ -261,12 +262,14 @@ def _extra(folder: Path, kind: str, table: Path) -> tuple[ExtraClip, ...]:
     )
 
 
-def _check_labels(task: Task) -> None:
-    for clips in task.extra.values():
-        for clip in clips:
-            for label in clip.labels or ():
-                if label not in task.labels:
-                    raise ValueError(f"{clip.file}: {unknown('label', label, task.labels)}")
+def _check_labels(
+    clips: Iterable[tuple[str, tuple[str, ...] | None]], known: Sequence[str]
+) -> None:
+    """Refuse a label, given by file, that is no class of the task."""
+    for file, labels in clips:
+        for label in labels or ():
+            if label not in known:
+                raise ValueError(f"{file}: {unknown('label', label, known)}")
 
 
 def _metadata(name: str, splits: Iterable[str], extra: Iterable[str]) -> dict[str, Any]:
@@ -278,6 +281,8 @@ def _metadata(name: str, splits: Iterable[str], extra: Iterable[str]) -> dict[st
 
 def _build(task: str, sources: Sources, folder: Path, progress: Progress) -> None:
     found, extra = _read_desed(sources, task)
+    weak = (pair for named in extra.values() for pair in named.items())
+    _check_labels(((file, clip.labels) for file, clip in weak), read_labels("desed"))
     clips = {
         name: [Wanted(Path(f).stem, c.member, _in_ms(c)) for f, c in named.items()]
         for name, named in (found | extra).items()
