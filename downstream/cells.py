@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from downstream import cell_fields
 from downstream.embeddings import Weights
 from downstream.intervals import Interval, Sampling, interval
 from downstream.protocols import PROTOCOLS, Found, Settings
@@ -165,7 +166,7 @@ class Cell:
 
     @classmethod
     def from_line(cls, line: str) -> Cell:
-        """From a line; `ValueError` for another schema, other fields or no JSON."""
+        """From a line; `ValueError` for another schema, other fields or values, or no JSON."""
         content = json.loads(line, parse_constant=_refuse)
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
@@ -175,13 +176,11 @@ class Cell:
         if apart := sorted(names ^ content.keys()):
             what = "is missing" if apart[0] in names else "is none of this schema"
             raise ValueError(f"the field {apart[0]!r} {what}")
-        try:
-            content["chosen"] = tuple(content["chosen"])
-            content["sampling"] = Sampling(**content["sampling"])
-            metrics = content["metrics"].items()
-            content["metrics"] = {name: Measured.from_json(one) for name, one in metrics}
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"fields of another kind: {error!r}") from None
+        cell_fields.check(content)
+        content["chosen"] = tuple(content["chosen"])
+        content["sampling"] = Sampling(**content["sampling"])
+        metrics = content["metrics"].items()
+        content["metrics"] = {name: Measured.from_json(one) for name, one in metrics}
         return cls(**content)
 
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.fetch import fetch
 from hear_pretrainedsed.frames import FrameGrid
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import Layers
 from hear_pretrainedsed.records import known_sha256, locked
@@ -107,13 +108,17 @@ class Frames:
 
 @dataclass(frozen=True)
 class FrameSource:
-    """Frames of one checkpoint for one task's clips, computed when first asked for."""
+    """Frames of one checkpoint for one task's clips, computed when first asked for.
+
+    batch_size: windows at a time; None: auto. Halved when memory runs out.
+    """
 
     weights: Weights
     clips: Sequence[Clip]
     cache: Path
     device: str = "cpu"
     progress: Progress | None = None
+    batch_size: int | None = None
 
     def frames(self, spec: FrameSpec) -> Frames:
         """The frames, from the cache or computed now."""
@@ -165,6 +170,7 @@ class FrameSource:
             windowing=spec.windowing,
             precision=spec.precision,
             concat_mel=spec.concat_mel,
+            batch_size=self.batch_size,
         )
 
 
@@ -172,7 +178,7 @@ def _frames_of(
     model: SEDModel, clips: Sequence[Clip]
 ) -> Iterator[tuple[Sequence[Clip], Sequence[Tensor]]]:
     """Groups of clips of one length with their frames; the next group is decoded meanwhile."""
-    size = _WINDOWS_AT_ONCE[model.device.type]
+    size = model.options.batch_size or _WINDOWS_AT_ONCE[model.device.type]
     groups = list(_groups(clips, size))
     with ThreadPoolExecutor(1) as decoder:
         waiting = [decoder.submit(_read, group) for group in groups[:2]]
@@ -180,11 +186,40 @@ def _frames_of(
             audio = waiting.pop(0).result()
             if number + 2 < len(groups):
                 waiting.append(decoder.submit(_read, groups[number + 2]))
+            yield group, _computed(model, group, audio)
+
+
+def _computed(model: SEDModel, group: Sequence[Clip], audio: Sequence[Tensor]) -> list[Tensor]:
+    """Frames (frames, dim) of each clip; when memory runs out, half as many windows at a time.
+
+    Later groups are computed with as few. Raises `MemoryError` when a single window is too much.
+    """
+    windowing = model.options.windowing
+    n_windows = [len(model.grid.plan(len(one), windowing)) for one in audio]
+    while True:
+        try:
             with torch.inference_mode():
-                if len({len(one) for one in audio}) == 1:
-                    yield group, model.embeddings(torch.stack(audio))
-                else:
-                    yield group, [model.embeddings(one[None])[0] for one in audio]
+                return [
+                    x for part in _parts(audio, n_windows, model) for x in model.embeddings(part)
+                ]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # outside of `except`, which keeps the tensors alive
+        if (size := min(model.options.batch_size or sum(n_windows), sum(n_windows))) == 1:
+            raise MemoryError(f"{group[0].path}: not enough memory, even window by window")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        model.options = replace(model.options, batch_size=size // 2)
+
+
+def _parts(audio: Sequence[Tensor], n_windows: Sequence[int], model: SEDModel) -> Iterator[Tensor]:
+    """Neighbours of one length as (clips, samples), of no more windows than a batch has."""
+    size = model.options.batch_size or sum(n_windows)
+    for _, same in groupby(zip(audio, n_windows, strict=True), key=lambda row: len(row[0])):
+        rows, (n, *_) = zip(*same, strict=True)
+        step = max(1, size // n)
+        yield from (torch.stack(rows[i : i + step]) for i in range(0, len(rows), step))
 
 
 def _groups(clips: Sequence[Clip], n_windows: int) -> Iterator[list[Clip]]:

@@ -18,19 +18,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from downstream import sweep
+from downstream.every_task import ALL, every_task
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
 from downstream.tasks import TASKS
-from hear_pretrainedsed.cli_options import Device, Option, Precision, device_of, say
+from hear_pretrainedsed.cli_options import BatchSize, Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import CHECKPOINTS, unknown
 
 EXECUTORS = {"local": "downstream.sweep", "ray": "downstream.sweep_ray"}
 Names = Annotated[list[str], Option("--checkpoints", help="Names or patterns, as in `list`.")]
-Tasks = Annotated[list[str], Option("--tasks", help="Folders, or names below --data.")]
+Tasks = Annotated[list[str], Option("--tasks", help="Folders, names below --data, or all there.")]
 Protocols = Annotated[list[str], Option("--protocols", help="hear, paper, best.")]
 Modes = Annotated[list[str], Option("--modes", help="probe, knn, finetune.")]
 Seeds = Annotated[int, Option("--seeds", min=1, help="Runs with seeds 0, 1, ...")]
@@ -62,12 +63,15 @@ def evaluate(
     max_steps: MaxSteps = None,
     precision: Precision = "fp32",
     device: Device = "auto",
+    batch_size: BatchSize = None,
     strict: Strict = False,
     executor: Executor = "local",
 ) -> None:
     """Score checkpoints on tasks under named protocols; a table at the end."""
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
     if grid not in GRIDS:
         raise ValueError(unknown("grid", grid, GRIDS))
     if steps_scale is not None and not 0 < steps_scale < float("inf"):
@@ -80,10 +84,12 @@ def evaluate(
         max_steps=max_steps,
         grid_points=grid_points,
         grid=grid,
+        batch_size=batch_size,
     )
-    names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
-    wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
-    folders = [with_corpus(task, corpus) for task in split_list(tasks)]
+    names = select("checkpoint", split_list("--checkpoints", checkpoints), CHECKPOINTS)
+    chosen = split_list("--protocols", protocols), split_list("--modes", modes)
+    wanted = list(protocol_modes(*chosen))
+    folders = task_words(split_list("--tasks", tasks), data, corpus, strict)
     for task in folders:
         sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
     todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
@@ -104,9 +110,28 @@ def executor_of(name: str) -> Callable[[Sequence[Job], sweep.Place, sweep.Tell, 
     return import_module(EXECUTORS[name]).work
 
 
-def split_list(values: Sequence[str]) -> list[str]:
-    """Values that may each be several, separated by commas."""
-    return [part for value in values for part in value.split(",") if part]
+def split_list(option: str, values: Sequence[str]) -> list[str]:
+    """An option's values, which may each be several, separated by commas; `ValueError` for none."""
+    found = [part for value in values for part in value.split(",") if part]
+    if not found:
+        raise ValueError(f"{option} is {','.join(values)!r}; it takes one name or more")
+    return found
+
+
+def task_words(
+    tasks: Sequence[str], data: Path | None, corpus: Path | None, strict: bool
+) -> list[str]:
+    """Tasks in words that another process understands; what `all` leaves out is told of."""
+    found: dict[str, None] = {}
+    for task in tasks:
+        if task != ALL:
+            found[with_corpus(task, corpus)] = None
+            continue
+        words, left_out = every_task(data, corpus, strict)
+        found |= dict.fromkeys(words)
+        for line in left_out:
+            say(f"left out: {line}")
+    return list(found)
 
 
 def with_corpus(task: str, corpus: Path | None) -> str:

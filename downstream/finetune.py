@@ -23,7 +23,7 @@ from torch import Tensor
 from downstream.calibration import calibrate, decode
 from downstream.cells import commit, plain
 from downstream.embeddings import GRID, FrameSource, Weights
-from downstream.finetune_recipes import RECIPES, Recipe
+from downstream.finetune_recipes import RECIPES, Recipe, changes
 from downstream.metrics import frame_map
 from downstream.protocols import paper
 from downstream.protocols.base import Found, Settings
@@ -54,7 +54,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, a task and a recipe; where it is trained: a folder for all its runs."""
+    """A checkpoint, a task and a recipe; where it is trained: a folder for all its runs.
+
+    own: a recipe instead of the protocol's; what it gives is called `best-changed`.
+    """
 
     protocol: str
     task: Task
@@ -62,11 +65,17 @@ class Job:
     settings: Settings
     seed: int
     place: Place
+    own: Recipe | None = None
 
     @property
     def recipe(self) -> Recipe:
-        """That of the protocol."""
-        return RECIPES[self.protocol]
+        """That of the protocol, unless there is another one."""
+        return self.own or RECIPES[self.protocol]
+
+    @property
+    def name(self) -> str:
+        """The protocol, or that it was changed."""
+        return f"{self.protocol}-changed" if changes(self.recipe, self.protocol) else self.protocol
 
     def order(self, rotation: Rotation) -> Order:
         """The pieces of a rotation's train clips, with their targets."""
@@ -102,11 +111,14 @@ class Job:
 
 def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
-    facts = {"settings": [settings.precision, settings.steps_scale, settings.max_steps]}
+    read = [settings.precision, settings.steps_scale, settings.max_steps]
+    if settings.batch_size and not RECIPES[protocol].freeze_norms:
+        read.append(settings.batch_size)
+    facts = {"settings": read}
     job = Job(protocol, task, source.weights, settings, seed, Place(source.cache))
     text = json.dumps({**job.config(), **facts, "seed": seed, "recipe": asdict(job.recipe)})
     folder = source.cache / "finetune" / hashlib.sha256(text.encode()).hexdigest()[:32]
-    place = Place(folder, device=settings.device)
+    place = Place(folder, device=settings.device, micro_pieces=settings.batch_size)
     found = tune(replace(job, place=place)).found
     shutil.rmtree(folder)
     return found
@@ -139,7 +151,7 @@ def tune(job: Job) -> Tuned:
         models.append(model)
         lrs = (lrs[best],)
     scale = recipe.scale(order, job.settings)
-    name = job.protocol if scale == 1 else f"{job.protocol}-scaled"
+    name = job.name if scale == 1 else f"{job.name}-scaled"
     config = {"protocol": name, "steps_scale": scale, "max_steps": job.settings.max_steps}
     config |= asdict(recipe) | ({} if recipe.calibrated else paper.smoothing(task))
     return Tuned(Found(scores, events, paper.folds_of(task), tuple(chosen), config), tuple(models))
@@ -229,6 +241,7 @@ def _origin(job: Job, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's file says of how it was made."""
     return {
         **job.config(),
+        "protocol": job.name,
         "mode": "finetune",
         "seed": job.seed,
         "steps_scale": job.settings.steps_scale,

@@ -7,6 +7,7 @@ on the test clips. The same command goes on after a kill.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from downstream import finetune as tuning
 from downstream import results
 from downstream.cells import plain
 from downstream.embeddings import Weights, find_weights
-from downstream.finetune_recipes import RECIPES
+from downstream.finetune_recipes import RECIPES, changes
 from downstream.protocols import Settings
 from downstream.scoring import score_task
 from downstream.sweep import open_named
@@ -45,14 +46,17 @@ from hear_pretrainedsed.training.command_options import (
     Nodes,
     SaveEvery,
     Seed,
+    Set,
     Workers,
     groups_table,
     place_of,
 )
 from hear_pretrainedsed.training.estimate import memory
-from hear_pretrainedsed.training.fit import check_config
+from hear_pretrainedsed.training.fit import CONFIG, FITTED, check_config
+from hear_pretrainedsed.training.learner import LAST
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
+from hear_pretrainedsed.training.settings import with_settings
 
 Data = Annotated[
     Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
@@ -66,6 +70,7 @@ StepsScale = Annotated[float | None, Option(help="All steps times this.")]
 Strict = Annotated[bool, Option("--strict", help="Warnings about the data are errors.")]
 
 _RUNS, _MODELS = "runs", "model*.safetensors"
+_OWN_FIELDS = {"weights_sha256", "task_digest", "lrs"}  # by these a config.json is known as ours
 
 
 def finetune(
@@ -86,6 +91,7 @@ def finetune(
     workers: Workers = None,
     logger: LoggerName = None,
     save_every: SaveEvery = None,
+    set_: Set = None,
     dry_run: DryRun = False,
     strict: Strict = False,
 ) -> None:
@@ -94,6 +100,7 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    recipe = with_settings(RECIPES[protocol], set_ or [])
     share_of_steps(1, steps_scale, max_steps)  # refuses a wrong one before a folder is made
     place = place_of(
         out / _RUNS,
@@ -109,7 +116,7 @@ def finetune(
     opened = _open(data, task, strict)
     found = _weights(checkpoint, weights)
     settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
-    job = tuning.Job(protocol, opened, found, settings, seed, place)
+    job = tuning.Job(protocol, opened, found, settings, seed, place, recipe)
     if dry_run:
         print_plan(job)
         return
@@ -133,14 +140,20 @@ def _weights(checkpoint: str, path: Path | None) -> Weights:
 
 
 def run(job: tuning.Job, out: Path) -> None:
-    """Train, write models, score; what is finished is not done again."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Train, score, write models; what is finished is not done again.
+
+    Weights, and what is in the folder, are looked at before anything is written there.
+    """
+    job.model()
+    _check_folder(out)
+    store = results.Store(out)
     is_first = tuning.is_first_process()
     if is_first:
-        check_config(out, _content(job))
+        _claim(out, _content(job))
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
-    store = results.Store(out)
+    if changed := changes(job.recipe, job.protocol):
+        key = replace(key, config={**key.config, "set": changed})
     cell = store.finished(key)
     if cell is None or not any(out.glob(_MODELS)):
         start = time.monotonic()
@@ -149,17 +162,44 @@ def run(job: tuning.Job, out: Path) -> None:
         if not is_first:
             return
         trained_s = time.monotonic() - start
-        tuning.save(tuned, out)
         scored = score_task(job.task, tuned.found)
         seconds = {"run_s": trained_s, "scoring_s": time.monotonic() - start - trained_s}
         n_threads = torch.get_num_threads()
         cell = results.make_cell(key, asked, tuned.found, scored, seconds, n_threads)
+        tuning.save(tuned, out)
         store.append(cell, tuned.found)
         for weights in (out / _RUNS).glob("*/weights.pt"):
             weights.unlink()
     if is_first:
         Console().print(results.results_table([cell]))
         print(*sorted(out.glob(_MODELS)), sep="\n")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder with a model or a config that finetune did not write."""
+    path = out / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        foreign = sorted(out.glob(_MODELS))
+    except ValueError:
+        foreign = [path]
+    else:
+        ours = isinstance(content, dict) and content.keys() >= _OWN_FIELDS
+        foreign = [] if ours else [path]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is there already, and not known to be of finetune: take another folder "
+            "as --out, or move it away"
+        )
+
+
+def _claim(out: Path, content: dict[str, object]) -> None:
+    """Note what is begun in the folder; refuse it if it has something of another training."""
+    runs = (path for name in (LAST, FITTED) for path in (out / _RUNS).glob(f"*/{name}"))
+    if not any((*out.glob(_MODELS), *results.read(out), *runs)):
+        (out / CONFIG).unlink(missing_ok=True)  # of one that has left nothing
+    check_config(out, content)
 
 
 @dataclass(frozen=True)
@@ -222,6 +262,8 @@ def print_plan(job: tuning.Job) -> None:
         f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
         f"activations {_gigabytes(need.activations)}",
     }
+    if changed := changes(job.recipe, job.protocol):
+        facts["set"] = f"{changed}, so protocol {job.name}"
     Console().print(groups_table(groups(model, plan)))
     print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
 

@@ -14,24 +14,43 @@ pieces are drawn class by class (`training.pieces.Order`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 from downstream.protocols.base import Settings
+from hear_pretrainedsed.frames import WINDOWINGS
+from hear_pretrainedsed.registry import unknown
 from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.pieces import Order
 from hear_pretrainedsed.training.plan import Plan, share_of_steps
 
 _DECAY_BLOCKS = 12
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("n_epochs", "batch_pieces", "n_checks", "patience"), lambda x: x >= 1, "at least 1"),
+    (
+        ("weight_decay", "vector_decay", "n_warmup_steps"),
+        lambda x: 0 <= x < math.inf,
+        "0 or more",
+    ),
+    (("head_factor",), lambda x: 0 < x < math.inf, "above 0"),
+    (("warmup_share", "balanced"), lambda x: 0 <= x <= 1, "from 0 to 1"),
+    (("layer_decay",), lambda x: 0 < x <= 1, "above 0, at most 1"),
+    (("ema_decay",), lambda x: 0 <= x < 1, "from 0 on, below 1"),
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a checkpoint is fine-tuned; what is not told here is as in `training.plan.Plan`.
 
+    Raises `ValueError` for values out of range.
+
     lrs: maximum lrs of the backbone, of which one is chosen on the first rotation's valid.
     head_factor: the head's and the sequence model's lr in these.
     n_epochs, steps_from_to: epochs, unless they have fewer or more steps than that.
-    n_warmup_steps: or, if None, `warmup_share` of all.
+    n_warmup_steps: or, if None, `warmup_share` of all. wavmix, mixup, draw_mel_edges: as in
+        `training.augmentation.Augmentation`.
     n_checks: validations in a run; 1: at its end.
     windowing: of clips that are validated and tested.
     layer_decay: of a transformer's 12 blocks; other backbones' first blocks get the same share.
@@ -58,6 +77,28 @@ class Recipe:
     patience: int | None = None
     windowing: str = "reference"
     calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        for names, inside, words in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not inside(value):
+                    raise ValueError(f"{name} is {value}; it is {words}")
+        if not (self.lrs and all(0 < lr < math.inf for lr in self.lrs)):
+            raise ValueError(f"lrs is {self.lrs}; it is one number above 0, or several")
+        if len({f"{lr:g}" for lr in self.lrs}) < len(self.lrs):
+            raise ValueError(f"lrs is {self.lrs}; one is there twice")
+        low, high = self.steps_from_to
+        if not 1 <= low <= high:
+            raise ValueError(f"steps_from_to is {low, high}; it is (fewest, most), at least 1")
+        if self.n_warmup_steps is not None and self.warmup_share:
+            raise ValueError(
+                f"n_warmup_steps is {self.n_warmup_steps} and warmup_share {self.warmup_share}; "
+                "set the first to None or the second to 0"
+            )
+        if self.windowing not in WINDOWINGS:
+            raise ValueError(unknown("windowing", self.windowing, WINDOWINGS))
+        _ = self.augmentation  # refuses what it cannot do
 
     def all_steps(self, order: Order) -> int:
         """Steps of a training that nothing shrinks."""
@@ -133,3 +174,10 @@ BEST = Recipe(
     calibrated=True,
 )
 RECIPES = {"paper": PAPER, "best": BEST}
+
+
+def changes(recipe: Recipe, protocol: str) -> str:
+    """In what a recipe departs from its protocol's, as "ema_decay=0.99 n_epochs=5"; "": nothing."""
+    usual = RECIPES[protocol]
+    values = ((one.name, getattr(recipe, one.name)) for one in fields(Recipe))
+    return " ".join(f"{n}={v!r}" for n, v in values if v != getattr(usual, n)).replace(", ", ",")

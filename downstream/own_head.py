@@ -24,6 +24,7 @@ def score(asked: Asked, key: Key, settings: Settings) -> Cell:
         checkpoint=asked.weights.checkpoint,
         device=settings.device,
         precision=settings.precision,
+        batch_size=settings.batch_size,
     )
 
     def progress(n_done: int, n: int) -> None:

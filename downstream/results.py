@@ -6,6 +6,7 @@ and what a killed run has left of a line is cut off.
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,7 @@ def append(folder: Path, cell: Cell) -> None:
         size = _mend(path)
         try:
             if file.write(line) != len(line):
-                raise OSError(f"{path}: the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except OSError:
             os.truncate(path, size)

@@ -7,8 +7,10 @@ where it was. What a killed process had claimed is free again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,10 +24,12 @@ from downstream.embeddings import FrameSource, Weights, find_weights
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.scoring import score_task
 from downstream.tasks import TASKS, Task, open_task
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import unknown
 
 WITHOUT_SEEDS = frozenset({"knn"})  # modes in which nothing is random
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 OWN_HEAD = ("paper", "own_head")  # how tasks for evaluation only are scored
 
 
@@ -165,7 +169,8 @@ def _run(asked: _Asked, key: results.Key, place: Place, store: results.Store) ->
         settings.tell(f"frames of {n_done} of {n} clips")
 
     clips = task.clips(task.splits)
-    source = FrameSource(asked.weights, clips, place.embeddings, settings.device, embedding)
+    where = (place.embeddings, settings.device, embedding, settings.batch_size)
+    source = FrameSource(asked.weights, clips, *where)
     start = time.monotonic()
     found = PROTOCOLS[asked.protocol].modes[asked.mode](task, source, settings, asked.seed)
     run_s = time.monotonic() - start
@@ -191,7 +196,7 @@ def _claimed(path: Path, wait: bool) -> Iterator[bool]:
 def work(todo: Sequence[Job], place: Place, tell: Tell, done: Done) -> None:
     """All jobs one after the other, those that another process is on at the end.
 
-    A job that fails is told of, and the others go on.
+    A job that fails is told of, and the others go on; a full disk ends them all.
     """
     store = results.Store(place.results)
     busy: list[Job] = []
@@ -199,6 +204,27 @@ def work(todo: Sequence[Job], place: Place, tell: Tell, done: Done) -> None:
         _one(job, place, store, tell, done, busy)
     for job in busy:
         _one(job, place, store, tell, done, None)
+
+
+def why_none(error: BaseException) -> str:
+    """One line on what a job ended with: of mistakes their own, else the kind and where it was."""
+    line = " ".join(f"{error}".split())
+    if isinstance(error, ValueError):
+        return line
+    kind = type(error).__name__
+    if isinstance(error, OSError) or out_of_memory(error):
+        return f"{kind}: {line}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{kind}: {line} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def disk_full(error: BaseException | None) -> OSError | None:
+    """The error of a disk, a quota or a file that is full, if that is behind this one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _one(
@@ -214,8 +240,10 @@ def _one(
     tell(job, "waiting for another process" if wait else "")
     try:
         cell = perform(job, told, store, wait)
-    except ValueError as error:
-        done(job, None, f"{error}")
+    except Exception as error:
+        if full := disk_full(error):
+            raise full from None
+        done(job, None, why_none(error))
         return
     if cell is None:
         busy.append(job)

@@ -58,6 +58,7 @@ from hear_pretrainedsed.complexity import complexity
 from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.fetch import FetchError, fetch, find
 from hear_pretrainedsed.import_command import import_
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.recordings import Recording, Run, find_recordings
 from hear_pretrainedsed.registry import Checkpoint, get_checkpoint
 
@@ -377,3 +378,8 @@ def _exit_code(arguments: Sequence[str] | None) -> int:
     except ValueError as error:
         say(f"{error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        say(f"not enough memory: {error}")
+        return 1

@@ -49,7 +49,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
     out: list[str] = []
     option, n_values = "", 0
     for word in arguments:
-        if word.startswith("--"):
+        if word.startswith("-") and word != "-":
             option, n_values = (word if word in _LISTS else ""), 0
         elif option:
             if n_values:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.model import SEDModel
 
 
@@ -130,7 +131,7 @@ class Run:
                 with torch.no_grad():
                     return function(audio[None])[0].float().cpu().numpy()
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
             if self._n_windows == 1:  # outside of `except`, which keeps the tensors alive
                 raise AudioError(f"{recording.path}: not enough memory, even window by window")
@@ -167,11 +168,6 @@ class Run:
         from rich.markup import escape
 
         self._bar.update(self._task, completed=completed, name=escape(name))
-
-
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from hear_pretrainedsed import weight_files
 from hear_pretrainedsed.cli_options import Argument, Option
-from pretraining.weak_run import EPOCHS
+from pretraining.weak_run import EPOCHS, averaged_of
 from pretraining.weight_averaging import average_files
 
 ENDINGS = (".safetensors", ".pt")
@@ -37,7 +38,9 @@ def average_weights(files: Files, out: Out, first_twice: FirstTwice = False) -> 
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """A file itself; of a run's folder, or that of its epochs, the checkpoints that were kept.
+    """A file itself; of a run's folder, or that of its epochs, the checkpoints to average.
+
+    These are those that were kept, from the recipe's average_from_epoch on if it has one.
 
     Raises `ValueError` for a folder without any.
     """
@@ -50,4 +53,6 @@ def checkpoints_of(path: Path) -> list[Path]:
             f"{path} has no checkpoints {EPOCHS}/step-*.safetensors: a run keeps them from the "
             "epoch on that its recipe's keep_from_epoch says"
         )
-    return found
+    saved = weight_files.read_saved(found[0])
+    origin = (saved and saved.origin) or {}
+    return averaged_of(found, origin.get("average_from_step"))

@@ -20,8 +20,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hear_pretrainedsed.cli_options import BatchSize, Device, Option
+from hear_pretrainedsed.model import build_checkpoint
 from hear_pretrainedsed.options import PRECISIONS
-from hear_pretrainedsed.registry import unknown
+from hear_pretrainedsed.registry import get_checkpoint, unknown
 from hear_pretrainedsed.training.command_options import (
     Devices,
     DryRun,
@@ -29,16 +30,17 @@ from hear_pretrainedsed.training.command_options import (
     Nodes,
     SaveEvery,
     Seed,
+    Set,
     Workers,
     place_of,
 )
 from hear_pretrainedsed.training.plan import Place
+from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import check_image_weights, random_start, with_start
 from pretraining.config import Recipe
 from pretraining.plan_text import Outlook
 from pretraining.presets import PRESETS, get_preset
 from pretraining.sampling import n_drawable, weights_of
-from pretraining.settings import with_settings
 
 Preset = Annotated[str | None, Option("--preset", help="Name of a recipe; see --list.")]
 List = Annotated[bool, Option("--list", help="Names, what they reproduce, published numbers.")]
@@ -57,7 +59,6 @@ Teacher = Annotated[str | None, Option("--teacher", help="Frozen one; none: the 
 MaxSteps = Annotated[int | None, Option(min=1, help="The run has no more steps.")]
 StepsScale = Annotated[float, Option(help="All steps times this.")]
 PrecisionName = Annotated[str | None, Option("--precision", help="fp32 or bf16; else preset's.")]
-Set = Annotated[list[str] | None, Option("--set", help="FIELD=VALUE of the recipe, repeatable.")]
 CorpusSize = Annotated[int | None, Option(min=1, help="Clips, for a plan without a corpus.")]
 ClipsPerS = Annotated[float | None, Option(help="Throughput for the plan; none: measured here.")]
 
@@ -109,17 +110,7 @@ def pretrain(
         save_every=save_every,
     )
     scale = {"steps_scale": steps_scale, "max_steps": max_steps}
-    if dry_run:
-        recipe = with_start(recipe, checkpoint, backbone)
-        check_image_weights(image_weights, backbone)
-        size = (corpus, corpus_size, clips_per_s)
-        print_plan(recipe, backbone, *size, place, image_weights, **scale)
-        return
-    if corpus is None:
-        raise ValueError("nothing to learn from: give --corpus DIR, made by `corpus`")
-    if out is None:
-        raise ValueError("give --out DIR for the model")
-    from pretraining.run import Run, Sources
+    from pretraining.sources import Sources
 
     sources = Sources(
         corpus,
@@ -132,11 +123,20 @@ def pretrain(
         teacher,
         image_weights,
     )
+    if dry_run:
+        print_plan(recipe, sources, corpus_size, clips_per_s, place, **scale)
+        return
+    if corpus is None:
+        raise ValueError("nothing to learn from: give --corpus DIR, made by `corpus`")
+    if out is None:
+        raise ValueError("give --out DIR for the model")
+    from pretraining.run import Run
+
     train(Run(recipe, sources, out, place, seed, **scale))
 
 
 def _recipe(preset: str, settings: list[str], precision: str | None) -> Recipe:
-    recipe = with_settings(get_preset(preset), settings)
+    recipe = with_settings(get_preset(preset), settings, fixed=("name", "reproduces"))
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
     return recipe if precision is None else replace(recipe, precision=precision)
@@ -196,32 +196,44 @@ def print_list() -> None:
 
 def print_plan(
     recipe: Recipe,
-    backbone: str | None,
-    corpus: Path | None,
+    sources: Sources,  # noqa: F821
     corpus_size: int | None,
     clips_per_s: float | None,
     place: Place,
-    image_weights: Path | None = None,
     **scale: float | int | None,
 ) -> None:
-    """The plan of a run; a corpus is opened only if its size is not given."""
-    n_classes = recipe.n_classes
-    if corpus_size is None:
-        if corpus is None:
-            raise ValueError("--dry-run needs --corpus DIR or --corpus-size N")
-        from pretraining.corpus import open_corpus
+    """The plan of a run; what is given of its sources has to be what a run would take."""
+    from pretraining.sources import Given
 
-        opened = open_corpus(corpus)
-        n_classes = len(opened.labels)
-        weights = weights_of(recipe.sampling, opened.index, n_classes)
-        corpus_size = n_drawable(weights, len(opened))
+    recipe = with_start(recipe, sources.checkpoint, sources.backbone)
+    check_image_weights(sources.image_weights, sources.backbone)
+    given = Given(recipe, sources)
+    given.check()
+    n_classes, n_weak_clips = recipe.n_classes, None
+    if sources.corpus is not None:
+        n_classes = len(given.corpus.labels)
+        corpus_size = corpus_size or drawable(recipe.sampling, given.corpus)
+    if corpus_size is None:
+        raise ValueError("--dry-run needs --corpus DIR or --corpus-size N")
+    if given.weak_corpus is not None:
+        n_weak_clips = drawable(recipe.weak_sampling, given.weak_corpus)
     if clips_per_s is not None and not 0 < clips_per_s < math.inf:
         raise ValueError(f"clips_per_s is {clips_per_s}; it is above 0")
-    model = random_start(recipe, backbone, n_classes, image_weights=image_weights)
-    model = model.to(place.device)
+    images = sources.image_weights
+    model = random_start(recipe, sources.backbone, n_classes, image_weights=images)
+    model, teacher = model.to(place.device), None
+    if given.teacher_name is not None:
+        teacher = build_checkpoint(get_checkpoint(given.teacher_name)).to(place.device)
     world = place.n_devices * place.n_nodes
     place = replace(place, micro_pieces=place.micro_pieces or max(1, recipe.batch // world))
     plan = recipe.plan(recipe.epoch_of(corpus_size), **scale)
-    outlook = Outlook(recipe, plan, corpus_size, model, place, clips_per_s)
+    outlook = Outlook(
+        recipe, plan, corpus_size, model, place, clips_per_s, teacher, n_weak_clips=n_weak_clips
+    )
     Console().print(outlook.table())
     print(*outlook.lines(), sep="\n")
+
+
+def drawable(sampling: str, corpus: Corpus) -> int:  # noqa: F821
+    """Clips of a corpus that a sampling draws."""
+    return n_drawable(weights_of(sampling, corpus.index, len(corpus.labels)), len(corpus))

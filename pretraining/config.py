@@ -29,7 +29,8 @@ _OF_FRAMES = {"distillation_weight": 0, "pseudo": None, "onset_weight": None, "w
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         ("batch", "accumulation", "n_epochs", "valid_every_epochs", "epoch_clips", "n_layers")
-        + ("n_classes", "weak_batch", "keep_from_epoch", "halve_from_epoch", "halve_every_epochs"),
+        + ("n_classes", "weak_batch", "keep_from_epoch", "average_from_epoch")
+        + ("halve_from_epoch", "halve_every_epochs"),
         lambda value: value >= 1,
         "at least 1",
     ),
@@ -88,8 +89,9 @@ class Recipe:
     The steps: see `training.plan.Plan`. n_epochs, valid_every_epochs, halve_from_epoch,
     halve_every_epochs: in epochs; n_warmup_steps: a number of steps, or, if None, `warmup_share` of
     all. keep_from_epoch: weights of every validation from here on
-    are kept, averaged, and make an ensemble, also where there is nothing to validate on; None: of
-    none. average_first_twice: as PSLA's script.
+    are kept and make an ensemble, also where there is nothing to validate on; None: of none.
+    average_from_epoch: the first of these that is averaged; None: all are. average_first_twice: as
+    PSLA's script.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Recipe:
     warmup_share: float = 0.0
     valid_every_epochs: int = 5
     keep_from_epoch: int | None = None
+    average_from_epoch: int | None = None
     average_first_twice: bool = False
     optimizer: str = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -164,13 +167,23 @@ class Recipe:
             raise ValueError(
                 f"n_layers is {self.n_layers}; it is of a sequence_model, which is None"
             )
-        if self.keep_from_epoch is not None and self.keep_from_epoch > self.n_epochs:
-            raise ValueError(
-                f"keep_from_epoch is {self.keep_from_epoch}, and n_epochs {self.n_epochs}: no "
-                "weights would be kept; it is at most n_epochs, or None"
-            )
+        self._check_epochs()
         self._check_clip()
         self._check_learned()
+
+    def _check_epochs(self) -> None:
+        """What is averaged is kept, and what is kept comes to be."""
+        keep, average = self.keep_from_epoch, self.average_from_epoch
+        if keep is not None and keep > self.n_epochs:
+            raise ValueError(
+                f"keep_from_epoch is {keep}, and n_epochs {self.n_epochs}: no "
+                "weights would be kept; it is at most n_epochs, or None"
+            )
+        if average is not None and (keep is None or not keep <= average <= self.n_epochs):
+            raise ValueError(
+                f"average_from_epoch is {average}, with keep_from_epoch {keep} and n_epochs "
+                f"{self.n_epochs}: it is from the one to the other, or None (all that are kept)"
+            )
 
     def _check_learned(self) -> None:
         """What is learned, what it is learned from and the head belong together."""
@@ -239,6 +252,15 @@ class Recipe:
         """Steps in an epoch, of which the last may have fewer clips."""
         return -(-self.epoch_of(n_clips) // self.batch_pieces)
 
+    def clips_in(self, n_steps: int, n_clips: int, pieces: int | None = None) -> int:
+        """Clips that so many steps see of a corpus with `n_clips`: an epoch's last may have fewer.
+
+        pieces: of a step, where it is not the main stream's.
+        """
+        epoch, pieces = self.epoch_of(n_clips), pieces or self.batch_pieces
+        whole, rest = divmod(n_steps, -(-epoch // pieces))
+        return whole * epoch + min(rest * pieces, epoch)
+
     def plan(self, n_clips: int, *, steps_scale: float = 1.0, max_steps: int | None = None) -> Plan:
         """How a training on `n_clips` goes; all that is counted in steps shrinks alike."""
         epoch = self.steps_per_epoch(n_clips)
@@ -276,7 +298,14 @@ class Recipe:
         Of a plan that is shorter, validations are not just as many as of the whole one, because
         steps are whole. So many are kept of its last ones as of the whole plan's.
         """
-        first, every = self.keep_from_epoch, plan.valid_every_steps
+        return self._step_of(self.keep_from_epoch, plan)
+
+    def average_from_step(self, plan: Plan) -> int | None:
+        """The first step whose weights are averaged, of as many as of the whole plan; None: all."""
+        return self._step_of(self.average_from_epoch, plan)
+
+    def _step_of(self, first: int | None, plan: Plan) -> int | None:
+        every = plan.valid_every_steps
         if first is None or every is None:
             return None
         between = range(self.valid_every_epochs, self.n_epochs, self.valid_every_epochs)

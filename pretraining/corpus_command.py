@@ -27,6 +27,9 @@ Classes = Annotated[
         "importer's own."
     ),
 ]
+Split = Annotated[
+    str | None, typer.Option(help="Of fsd50k's table: train or val; none: all of its clips.")
+]
 Licence = Annotated[
     str | None, typer.Option(help="Of the audio; the cards of what is trained on it state it.")
 ]
@@ -41,13 +44,15 @@ def corpus(
     strong: Strong = None,
     weak: Weak = None,
     classes: Classes = None,
+    split: Split = None,
     licence: Licence = None,
     workers: Workers = 0,
 ) -> None:
     """Make, check or describe a corpus to pre-train on (docs/corpora.md)."""
     if action not in ACTIONS:
         raise ValueError(unknown("action", action, ACTIONS))
-    request = Request(tuple(audio or ()), tuple(strong or ()), tuple(weak or ()), classes)
+    tables = tuple(strong or ()), tuple(weak or ())
+    request = Request(tuple(audio or ()), *tables, classes, split)
     if action != "build" and (request != Request() or licence is not None):
         raise ValueError(f"corpus {action} takes a folder only: the other options are of `build`")
     if action == "build":

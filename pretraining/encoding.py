@@ -2,8 +2,10 @@
 
 The rounding is PretrainedSED's: a time t is at frame t * 16000 / 640, clipped to the clip; an event
 fills the frames from the floor of its onset to the ceiling of its offset, end excluded, in float64
-(8.04 s is at 200.99999999999997). Events of one class that overlap or touch are one event there;
-their union fills the same frames, so nothing has to be merged here.
+(8.04 s is at 200.99999999999997). EfficientSED's t / 0.04 rounds otherwise at a few times
+(docs/pretraining.md, "Where it departs"); its presets have this one, too. Events of one class that
+overlap or touch are one event there; their union fills the same frames, so nothing has to be merged
+here.
 """
 
 from __future__ import annotations

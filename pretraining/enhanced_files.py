@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hear_pretrainedsed.events import whole_file
+from pretraining.importers.fsd50k import read_rows
 from pretraining.importers.listing import pick
 from pretraining.label_enhancement import TYPES, Ontology, enhance_by
 from pretraining.vocabulary import Vocabulary, first_few
@@ -164,11 +165,7 @@ def _psla_row(entry: dict[str, Any]) -> _Row:
 
 def _fsd50k(text: str, path: Path) -> _Table:
     """Columns fname, labels, and mids beside the labels where there are any."""
-    table = csv.DictReader(io.StringIO(text))
-    entries = list(table)
-    columns = list(table.fieldnames or ())
-    if "labels" not in columns:
-        raise ValueError(f"{path}: no column 'labels' in {columns}")
+    columns, entries = read_rows(io.StringIO(text, newline=""), path)
     rows = [_fsd50k_row(entry) for entry in entries]
 
     def now() -> str:
@@ -187,7 +184,7 @@ def _fsd50k_row(entry: dict[str, Any]) -> _Row:
         if entry.get("mids"):
             entry["mids"] = ",".join([*_labels(entry["mids"]), *added_ids])
 
-    return _Row(entry["fname"], _labels(entry["labels"] or ""), write)
+    return _Row(entry["fname"], _labels(entry["labels"]), write)
 
 
 def _audioset(text: str, path: Path) -> _Table:

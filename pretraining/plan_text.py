@@ -12,11 +12,12 @@ from torch import nn
 
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import PRECISIONS
+from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.command_options import groups_table
-from hear_pretrainedsed.training.estimate import memory
+from hear_pretrainedsed.training.estimate import Memory, memory
 from hear_pretrainedsed.training.optimizer import groups, make_optimizer
 from hear_pretrainedsed.training.plan import Place, Plan
-from hear_pretrainedsed.training.stream import head_output, spec_of
+from hear_pretrainedsed.training.stream import head_output, spec_of, with_pseudo
 from pretraining.config import Recipe
 
 _MEASURED_CLIPS = 4
@@ -24,7 +25,11 @@ _MEASURED_CLIPS = 4
 
 @dataclass(frozen=True)
 class Outlook:
-    """A recipe on `n_clips` that can be drawn, with the network that it would train."""
+    """A recipe on `n_clips` that can be drawn, with the network that it would train.
+
+    teacher: the network that scores every clip, if one does. n_weak_clips: of the second corpus;
+    None: as many as of the first.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -32,24 +37,29 @@ class Outlook:
     model: SEDModel
     place: Place
     clips_per_s: float | None = None
+    teacher: SEDModel | None = None
+    n_weak_clips: int | None = None
 
-    @property
-    def clips_per_step(self) -> int:
-        """Of all streams."""
-        return self.recipe.batch_pieces + (self.recipe.weak_pieces or 0)
+    def clips_in(self, n_steps: int) -> int:
+        """Clips of all streams in so many steps from the beginning on."""
+        recipe = self.recipe
+        n_clips = recipe.clips_in(n_steps, self.n_clips)
+        if recipe.weak_pieces is None:
+            return n_clips
+        n_weak = self.n_weak_clips or self.n_clips
+        return n_clips + recipe.clips_in(n_steps, n_weak, recipe.weak_pieces)
+
+    def memory(self) -> Memory:
+        """Of one process, for the largest step."""
+        recipe = self.recipe
+        pieces = recipe.clips_in(1, self.n_clips)
+        plan = replace(self.plan, batch_pieces=pieces)
+        need = memory(self.model, plan, self.place, recipe.clip_samples, self.teacher)
+        return replace(need, batch=round(need.batch * self.clips_in(1) / pieces))
 
     def lines(self) -> Iterator[str]:
         """One fact a line; measures the throughput here if none is given."""
         recipe, plan = self.recipe, self.plan
-        rate, how = self.clips_per_s, "as given"
-        if rate is None:
-            rate = measured_clips_per_s(self.model, plan, recipe.clip_samples)
-            how = f"measured here: forward, backward and step of {_MEASURED_CLIPS} clips"
-        need = memory(self.model, plan, self.place, recipe.clip_samples)
-        share = self.clips_per_step / recipe.batch_pieces
-        need = replace(need, batch=round(need.batch * share))
-        teacher = "; the teacher comes on top" if recipe.pseudo == "teacher" else ""
-        clips = plan.n_steps * self.clips_per_step
         epoch = recipe.steps_per_epoch(self.n_clips)
         processes = self.place.n_devices * self.place.n_nodes
         facts = {
@@ -61,7 +71,8 @@ class Outlook:
             "corpus": f"{self.n_clips} clips to draw from; an epoch has "
             f"{recipe.epoch_of(self.n_clips)}, "
             f"sampling {recipe.sampling}{' with replacement' if recipe.replacement else ''}",
-            "batch": f"{_batch_line(recipe, processes)}; a clip has {recipe.clip_s:g} s",
+            "batch": f"{_batch_line(recipe, recipe.epoch_of(self.n_clips), processes)}; "
+            f"a clip has {recipe.clip_s:g} s",
             "augmentation": _augmentation_line(recipe),
             "steps": f"{plan.n_steps} in {recipe.n_epochs} epochs of {epoch}; "
             f"{plan.n_warmup_steps} of warm-up, then {plan.schedule}",
@@ -70,23 +81,36 @@ class Outlook:
             "validation": "at the end"
             if plan.valid_every_steps is None
             else f"every {plan.valid_every_steps} steps",
-            "memory": f"about {_gigabytes(need.total)} a process: weights and optimiser "
-            f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
-            f"activations {_gigabytes(need.activations)}{teacher}",
-            "time": f"{clips / rate / 3600:.1f} hours for {clips} clips at {rate:.4g} clips/s "
-            f"({how}), validation not counted",
+            "memory": _memory_line(self.memory()),
+            "time": self._time_line(),
         }
         yield from (f"{key + ':':<14}{value}" for key, value in facts.items())
+
+    def _time_line(self) -> str:
+        rate, how = self.clips_per_s, "as given"
+        if rate is None:
+            size = self.recipe.clip_samples
+            rate = measured_clips_per_s(self.model, self.plan, size, self.teacher)
+            how = f"measured here: forward, backward and step of {_MEASURED_CLIPS} clips"
+            how += ", and the teacher's forward" if self.teacher is not None else ""
+        clips = self.clips_in(self.plan.n_steps)
+        return (
+            f"{clips / rate / 3600:.1f} hours for {clips} clips at {rate:.4g} clips/s ({how}), "
+            "validation not counted"
+        )
 
     def table(self) -> Table:
         """Parameters by group of the optimiser."""
         return groups_table(groups(self.model, self.plan))
 
 
-def measured_clips_per_s(model: SEDModel, plan: Plan, clip_samples: int) -> float:
+def measured_clips_per_s(
+    model: SEDModel, plan: Plan, clip_samples: int, teacher: SEDModel | None = None
+) -> float:
     """Clips a second of a step on random audio, on the model's device; the model is changed.
 
-    The first step warms up and is not counted. No audio is read and nothing is augmented.
+    The first step warms up and is not counted. No audio is read and nothing is augmented. A teacher
+    hears the same audio, as `with_pseudo` has it.
     """
     optimizer, _ = make_optimizer(model, plan)
     audio = torch.randn(_MEASURED_CLIPS, clip_samples, device=model.device) * 0.1
@@ -96,6 +120,10 @@ def measured_clips_per_s(model: SEDModel, plan: Plan, clip_samples: int) -> floa
         start = time.perf_counter()
         half = plan.precision != "fp32"
         with torch.autocast(audio.device.type, PRECISIONS[plan.precision], enabled=half):
+            if teacher is not None:
+                with torch.no_grad():
+                    heard = Batch(audio, teacher_spec=teacher.frontend(audio))
+                with_pseudo(heard, teacher)
             head_output(model, spec_of(model, audio)).float().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -134,10 +162,12 @@ def _loss_line(recipe: Recipe) -> str:
     return "; ".join(parts)
 
 
-def _batch_line(recipe: Recipe, processes: int) -> str:
+def _batch_line(recipe: Recipe, epoch: int, processes: int) -> str:
     text = f"{recipe.batch} clips x {recipe.accumulation} a step"
     if recipe.weak_batch is not None:
         text += f", and {recipe.weak_batch} x {recipe.accumulation} of the weak corpus"
+    if recipe.batch_pieces > epoch:
+        text += f" ({epoch} at most: so many are an epoch)"
     return text + (f", over {processes} processes" if processes > 1 else "")
 
 
@@ -150,6 +180,20 @@ def _augmentation_line(recipe: Recipe) -> str:
         if getattr(record, name) != getattr(plain, name)
     }
     return ", ".join(f"{name} {value}" for name, value in chosen.items()) or "none"
+
+
+def _memory_line(need: Memory) -> str:
+    parts = {
+        "weights and optimiser": need.weights,
+        "batch": need.batch,
+        "activations": need.activations,
+        "the teacher": need.teacher,
+    }
+    told = ", ".join(f"{name} {_gigabytes(part)}" for name, part in parts.items() if part)
+    return (
+        f"about {_gigabytes(need.total)} of tensors a process ({told}); with work space and what "
+        f"the allocator holds back up to {_gigabytes(need.at_most)}"
+    )
 
 
 def _gigabytes(n_bytes: int) -> str:

@@ -35,16 +35,11 @@ from pretraining.build import start_model
 from pretraining.card import data_of, licence_of, metrics_of, parents_of
 from pretraining.clips import Clips, broken_line
 from pretraining.config import Recipe
-from pretraining.corpus import Corpus, open_corpus
+from pretraining.corpus import Corpus
 from pretraining.objectives import objective, without_edges
 from pretraining.sampling import ClipOrder, n_drawable, weights_of
-from pretraining.validation import (
-    check_clip_labels,
-    check_decodable,
-    check_events,
-    mean_ap,
-    psds1,
-)
+from pretraining.sources import Given, Sources
+from pretraining.validation import mean_ap, psds1
 from pretraining.weak_results import EVALUATION, VALIDATION
 from pretraining.weak_run import EPOCHS, summarise
 
@@ -52,22 +47,7 @@ MODEL, CARD = "model.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What a run begins with and learns from: folders of corpora, names of checkpoints, files."""
-
-    corpus: Path
-    weak_corpus: Path | None = None
-    valid: Path | None = None
-    evaluation: Path | None = None
-    checkpoint: str | None = None
-    backbone: str | None = None
-    pseudo_labels: Path | None = None
-    teacher: str | None = None
-    image_weights: Path | None = None
-
-
-@dataclass(frozen=True)
-class Run:
+class Run(Given):
     """A recipe with its sources, a folder, and where it is trained (`place.folder` is set here).
 
     Raises `ValueError` for a recipe that lacks a source, or has one that it does not use.
@@ -83,89 +63,15 @@ class Run:
     tell: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
-        recipe, sources = self.recipe, self.sources
-        own_teacher = recipe.teacher if recipe.pseudo == "teacher" else None
-        wanted = {
-            "--pseudo-labels": (sources.pseudo_labels, recipe.pseudo == "file"),
-            "--weak-corpus": (sources.weak_corpus, recipe.weak_batch is not None),
-            "--teacher": (sources.teacher or own_teacher, recipe.pseudo == "teacher"),
-        }
-        for name, (value, needed) in wanted.items():
-            if needed and value is None:
-                raise ValueError(f"the recipe {recipe.name} needs {name}")
-            if value is not None and not needed:
-                raise ValueError(f"the recipe {recipe.name} does not use {name} (got {value})")
-        if sources.evaluation is not None:
-            self._check_evaluation()
-
-    def _check_evaluation(self) -> None:
-        """Refuse an evaluation corpus where nothing would be evaluated."""
-        recipe, told = self.recipe, f"--eval {self.sources.evaluation}"
-        if recipe.stage != "weak":
-            raise ValueError(f"{told}: it is for weak runs, and {recipe.name} is a strong one")
-        if self.sources.valid is None:
-            raise ValueError(f"{told}: what is evaluated is chosen on --valid, which is missing")
-        if recipe.keep_from_epoch is None:
-            raise ValueError(
-                f"{told}: it compares the weights that are kept, and with keep_from_epoch None "
-                "none are"
-            )
-
-    @cached_property
-    def corpus(self) -> Corpus:
-        """What is learned from; with events of all clips if the stage is strong."""
-        corpus = open_corpus(self.sources.corpus)
-        if self.recipe.stage == "strong" and not corpus.has_events:
-            raise ValueError(f"{corpus.folder} has clips without events: stage strong needs them")
-        return corpus
-
-    @cached_property
-    def weak_corpus(self) -> Corpus | None:
-        """The second stream's; with events of the same classes if these are learned there."""
-        folder = self.sources.weak_corpus
-        if folder is None:
-            return None
-        corpus = open_corpus(folder)
-        if self.recipe.weak_objective == "strong":
-            corpus.require_labels(self.corpus.labels)
-            if not corpus.has_events:
-                raise ValueError(
-                    f"{folder} has clips without events: weak_objective strong needs them"
-                )
-        return corpus
-
-    @cached_property
-    def valid(self) -> Corpus | None:
-        """What is validated on: it has something of the classes that are learned."""
-        return self._opened(self.sources.valid)
-
-    @cached_property
-    def evaluation(self) -> Corpus | None:
-        """What a weak run's checkpoints are compared on afterwards; nothing is chosen there."""
-        return self._opened(self.sources.evaluation)
-
-    def _opened(self, folder: Path | None) -> Corpus | None:
-        if folder is None:
-            return None
-        corpus = open_corpus(folder)
-        check = check_clip_labels if self.recipe.stage == "weak" else check_events
-        check(self.corpus.labels, corpus)
-        check_decodable(corpus)
-        return corpus
+        self.check_use()
 
     @cached_property
     def teacher(self) -> SEDModel | None:
         """The frozen one, with the corpus' classes."""
-        if self.recipe.pseudo != "teacher":
+        if self.teacher_name is None:
             return None
-        name = self.sources.teacher or self.recipe.teacher
-        model = load_model(checkpoint=name).requires_grad_(False)
-        if model.labels != self.corpus.labels:
-            n_given = len(model.labels or ())
-            raise ValueError(
-                f"the teacher {name} has other classes ({n_given}) than {self.corpus.folder} "
-                f"({len(self.corpus.labels)})"
-            )
+        model = load_model(checkpoint=self.teacher_name).requires_grad_(False)
+        self.check_teacher(model.labels)
         return model
 
     @cached_property
@@ -182,14 +88,7 @@ class Run:
     def order(self) -> ClipOrder:
         """The main corpus' clips."""
         recipe = self.recipe
-        file = self.sources.pseudo_labels
-        pseudo = None
-        if file is not None:
-            from pretraining.pseudo_labels import PseudoLabels  # needs h5py
-
-            pseudo = PseudoLabels(file)
-            pseudo.check(self.corpus)
-        clips = Clips(self.corpus, pseudo, clip_samples=recipe.clip_samples)
+        clips = Clips(self.corpus, self.pseudo, clip_samples=recipe.clip_samples)
         return _order(clips, recipe, recipe.batch_pieces, recipe.sampling, self.seed)
 
     @cached_property
@@ -303,8 +202,14 @@ def run(job: Run) -> Made | None:
     facts = {"config": config, "parents": parents, "broken_clips": broken.facts()}
     made = _export(job, model, fitted, place.folder, facts)
     if job.recipe.stage == "weak":
-        twice, device = job.recipe.average_first_twice, torch.device(place.device)
-        summarise(made.model, job.out, splits, first_twice=twice, device=device)
+        summarise(
+            made.model,
+            job.out,
+            splits,
+            average_from_step=job.recipe.average_from_step(plan),
+            first_twice=job.recipe.average_first_twice,
+            device=torch.device(place.device),
+        )
     return made
 
 
@@ -326,6 +231,7 @@ def _export(job: Run, model: SEDModel, fitted: Fitted, folder: Path, facts: dict
         "data": data_of(job),
         **facts,
         "plan": asdict(job.plan),
+        "average_from_step": job.recipe.average_from_step(job.plan),
         "augmentation": asdict(job.recipe.augmentation),
         "weak_augmentation": asdict(job.recipe.weak_augmentation),
         "metrics": metrics_of(job, fitted),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,18 @@ EPOCHS, AVERAGED = "epochs", "averaged.safetensors"
 RESULTS, BY_EPOCH = "results.csv", "epochs.csv"
 
 
+def averaged_of(files: Sequence[Path], from_step: int | None) -> list[Path]:
+    """Those of the kept files that are averaged: from a step on, or all."""
+    first = from_step or 0
+    return [path for path in files if int(path.stem.removeprefix("step-")) >= first]
+
+
 def summarise(
     model: SEDModel,
     out: Path,
     splits: Mapping[str, Corpus],
     *,
+    average_from_step: int | None = None,
     first_twice: bool,
     device: torch.device,
 ) -> None:
@@ -36,6 +43,7 @@ def summarise(
     Args:
         model: the network of these files; left as it is.
         splits: corpora by `weak_results`' names, validation among them.
+        average_from_step: of the files that are averaged; the ensemble is of all. None: all are.
         first_twice: see `weight_averaging`.
         device: where clips are scored.
     """
@@ -58,7 +66,8 @@ def summarise(
     results = WeakResults(targets)
     for name, one in of_files.items():
         results.add_checkpoint(name, one)
-    average_files(files, out / AVERAGED, first_twice=first_twice)
+    averaged = averaged_of(files, average_from_step)
+    average_files(averaged, out / AVERAGED, first_twice=first_twice)
     results.add("averaged weights", scores(out / AVERAGED))
     write_csv(out / RESULTS, results.rows())
     write_csv(out / BY_EPOCH, results.epochs)

@@ -454,3 +454,21 @@ def test_start_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError("a.wav is too long"), "not enough memory: a.wav is too long"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory: CUDA out of memory"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(run, weights, tmp_path, monkeypatch, error, line) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load", load)
+    path = sound(tmp_path / "a.wav", 0.5)
+    code, _, errors = run("embed", path, "-c", NAME, "-o", tmp_path / "out")
+    assert code == 1
+    assert errors.splitlines()[-1] == f"hear-pretrainedsed: {line}"

@@ -79,6 +79,15 @@ def close(one: SEDModel, two: SEDModel, tolerance: float) -> None:
         assert (a - b).abs().max() <= tolerance * (1 + b.abs().max())
 
 
+def test_a_score_that_is_none_is_logged_without_a_word(recordings, tmp_path, capfd, caplog) -> None:
+    logger = default_logger()
+    _, fitted = run(recordings, tmp_path, validate=lambda model: -math.inf, logger=logger)
+    assert fitted.valid_score == -math.inf
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    curve = (tmp_path / "log/metrics.csv").read_text().splitlines()
+    assert curve[-1].endswith(",-inf") and len(curve) == 1 + PLAN.n_steps + 1
+
+
 def test_it_learns(recordings, tmp_path) -> None:
     plan = replace(PLAN, n_steps=100, n_warmup_steps=5, batch_pieces=2)
     lines: list[str] = []
@@ -190,9 +199,10 @@ def test_another_config_is_refused_with_the_difference(recordings, tmp_path) -> 
         run(recordings, tmp_path, seed=1, config={"task": "a"})
     with pytest.raises(ValueError, match="extra was None, is 3"):
         run(recordings, tmp_path, config={"task": "a", "extra": 3})
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        run(recordings, tmp_path)
+    for text in ("{", "[1]", "3"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is no JSON object: it does not say"):
+            run(recordings, tmp_path)
 
 
 def test_nan_stops_and_names_the_pieces(recordings, tmp_path) -> None:

@@ -14,7 +14,12 @@ from downstream.tasks.task import Task
 
 __all__ = ["PROTOCOLS", "Found", "Protocol", "Settings"]
 
-_FINE_TUNED = ("paper", "best")  # heareval has no such mode
+# What fine-tuning depends on; heareval has no such mode. Batch norms of `paper` are not frozen, and
+# take their statistics from what is in memory at a time.
+_FINE_TUNED = {
+    "paper": ("steps_scale", "max_steps", "batch_size"),
+    "best": ("steps_scale", "max_steps"),
+}
 
 
 def _with_finetune(protocol: Protocol) -> Protocol:
@@ -26,7 +31,7 @@ def _with_finetune(protocol: Protocol) -> Protocol:
 
         return mode(protocol.name, task, source, settings, seed)
 
-    reads = {**protocol.reads, "finetune": ("steps_scale", "max_steps")}
+    reads = {**protocol.reads, "finetune": _FINE_TUNED[protocol.name]}
     return replace(protocol, modes={**protocol.modes, "finetune": finetune}, reads=reads)
 
 

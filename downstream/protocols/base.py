@@ -25,6 +25,8 @@ class Settings:
     max_steps: mode `finetune`: no training has more steps; where that shrinks it, it is as if
         `steps_scale` had, and marks the result likewise.
     grid_points: protocol `hear`: how many points of its grid are tried. grid: which grid.
+    batch_size: windows, or pieces of a training, in memory at a time; None: auto. Halved when
+        memory runs out.
     tell: is called with a line on where the training is.
     """
 
@@ -34,6 +36,7 @@ class Settings:
     grid_points: int = 8
     grid: str = "default"
     max_steps: int | None = None
+    batch_size: int | None = None
     tell: Callable[[str], None] = _nobody
 
 
@@ -70,5 +73,9 @@ class Protocol:
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def config(self, mode: str, settings: Settings) -> dict[str, Any]:
-        """The settings that a mode depends on."""
-        return {name: getattr(settings, name) for name in ("precision", *self.reads.get(mode, ()))}
+        """The settings that a mode depends on; a batch size only if it is given."""
+        names = ("precision", *self.reads.get(mode, ()))
+        found = {name: getattr(settings, name) for name in names}
+        if found.get("batch_size", 0) is None:
+            del found["batch_size"]
+        return found

@@ -69,7 +69,7 @@ class Kit:
         """How long a training is; `steps_scale` shrinks warm-up and total alike."""
         scale = self.settings.steps_scale
         if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"steps_scale is {scale}; it has to be above 0 (1: all steps)")
+            raise ValueError(f"--steps-scale is {scale}; it is finite and above 0 (1: all steps)")
         n_steps = RECIPE.n_epochs * math.ceil(data.n_pieces / RECIPE.batch_pieces)
         return heads.Run(
             lrs=tuple(lrs),

@@ -18,7 +18,7 @@ from downstream.tasks.task import Task
 from hear_pretrainedsed.registry import unknown
 
 _N_SHOWN = 3
-_BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
+BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
 _BLOCK_BYTES = 1 << 14
 
 SameBytes = Callable[[Iterable[Path]], list[list[Path]]]
@@ -113,7 +113,7 @@ def _check_events(task: Task) -> None:
                 wrong.append(event)
             elif onset_s >= clip.duration_s:
                 outside.append(f"{event} (clip: {clip.duration_s:g} s)")
-            elif offset_s > clip.duration_s + _BEYOND_S:
+            elif offset_s > clip.duration_s + BEYOND_S:
                 longer.append(f"{event} (clip: {clip.duration_s:g} s)")
     if strange:
         told = unknown("label", strange[0][1], task.labels)

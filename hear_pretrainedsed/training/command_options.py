@@ -25,6 +25,7 @@ LoggerName = Annotated[
 SaveEvery = Annotated[
     int | None, Option(min=1, help="Steps from one saving to the next, for a run that is killed.")
 ]
+Set = Annotated[list[str] | None, Option("--set", help="FIELD=VALUE of the recipe, repeatable.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the plan, and do nothing.")]
 
 

@@ -246,12 +246,15 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     text = json.dumps(config, indent=1, sort_keys=True)
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError
     except FileNotFoundError:
         with whole_file(path) as file:
             file.write(text.encode() + b"\n")
         return
     except ValueError:
-        raise ValueError(f"{path} is no JSON: it does not say what was begun there") from None
+        told = f"{path} is no JSON object: it does not say what was begun there"
+        raise ValueError(told) from None
     now = json.loads(text)
     names = sorted(there.keys() | now.keys())
     apart = [

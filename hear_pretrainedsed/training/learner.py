@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -342,8 +343,9 @@ class Learner(LightningModule):
         self.model.to(memory_format=torch.contiguous_format).eval()
 
     def _log(self, values: Mapping[str, float]) -> None:
-        for logger in self.trainer.loggers:
-            logger.log_metrics(dict(values), step=self.progress.step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for logger in self.trainer.loggers if finite else ():  # tensorboardX complains of others
+            logger.log_metrics(finite, step=self.progress.step)
         if self.curve and self.trainer.is_global_zero:
             self.curve.add(self.progress.step, values)
 

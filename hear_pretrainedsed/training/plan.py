@@ -134,9 +134,9 @@ def share_of_steps(all_steps: int, steps_scale: float | None, max_steps: int | N
     """
     scale = 1.0 if steps_scale is None else steps_scale
     if not 0 < scale < math.inf:
-        raise ValueError(f"steps_scale is {scale}; it has to be above 0 (1: all steps)")
+        raise ValueError(f"--steps-scale is {scale}; it is finite and above 0 (1: all steps)")
     if max_steps is None:
         return scale
     if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; it is at least 1")
+        raise ValueError(f"--max-steps is {max_steps}; it is at least 1")
     return min(scale, max_steps / all_steps)

@@ -19,13 +19,15 @@ class Request:
     """What the user has. Which of it an importer takes is in its documentation.
 
     audio: folders, or HDF5 files. strong: tables of events. weak: tables of clip labels. classes:
-    a class list by name or in a file; None: the importer's own.
+    a class list by name or in a file; None: the importer's own. split: of a table that tells one
+    for each clip, those of this one; None: all.
     """
 
     audio: tuple[Path, ...] = ()
     strong: tuple[Path, ...] = ()
     weak: tuple[Path, ...] = ()
     classes: str | None = None
+    split: str | None = None
 
 
 class Found(NamedTuple):
@@ -147,7 +149,7 @@ def require(request: Request, importer: str, needs: Sequence[str], takes: Sequen
     for name in needs:
         if not getattr(request, name):
             raise CorpusError(f"the importer {importer} needs --{name}")
-    for name in ("audio", "strong", "weak"):
+    for name in ("audio", "strong", "weak", "split"):
         if getattr(request, name) and name not in (*needs, *takes):
             raise CorpusError(f"the importer {importer} has no use for --{name}")
 

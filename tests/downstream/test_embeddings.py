@@ -15,6 +15,8 @@ import hear_pretrainedsed as hps
 from downstream import embeddings
 from downstream.embeddings import FrameSource, FrameSpec, Weights, find_weights
 from downstream.tasks.task import Clip
+from hear_pretrainedsed.model import SEDModel
+from hear_pretrainedsed.options import Options
 from hear_pretrainedsed.registry import get_checkpoint
 from hear_pretrainedsed.rule_weights import write_release_file
 
@@ -124,11 +126,58 @@ def test_an_interrupted_run_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:first load")
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+        (3, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")),
+    ],
+)
+def test_fewer_windows_at_a_time_when_memory_runs_out(
+    weights: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: int | None,
+    error: Exception,
+) -> None:
+    rng = np.random.default_rng(0)
+    clips = []
+    for i, seconds in enumerate((10.0, 10.0, 10.0, 10.0, 10.0, 25.0)):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, rng.normal(0, 0.1, round(16_000 * seconds)), 16_000)
+        clips.append(Clip(path.name, path, (), seconds, path.name))
+    sizes: list[int] = []
+    limit = 2
+
+    def mel(model: SEDModel, windows: torch.Tensor) -> torch.Tensor:
+        """Frames without the backbone, of few windows at a time."""
+        sizes.append(len(windows))
+        if len(windows) > limit:
+            raise error
+        return model.mel_frames(windows)
+
+    whole, half = (
+        FrameSource(weights, clips, tmp_path / name, batch_size=given) for name in ("whole", "half")
+    )
+    monkeypatch.setattr(SEDModel, "fast_frames", lambda model, windows: model.mel_frames(windows))
+    expected = whole.frames(FrameSpec())
+    monkeypatch.setattr(SEDModel, "fast_frames", mel)
+    found = half.frames(FrameSpec())
+    assert sizes == ([4, 2, 2, 1, 2, 1] if given is None else [3, 1, 1, 1, 1, 1, 1, 1, 1])
+    for clip in clips:
+        assert np.allclose(found.clip(clip.file), expected.clip(clip.file), atol=1e-5)
+    limit = 0
+    with pytest.raises(MemoryError, match=r"0\.wav: not enough memory, even window by window"):
+        FrameSource(weights, clips, tmp_path / "none").frames(FrameSpec())
+
+
+@pytest.mark.filterwarnings("ignore:first load")
 def test_half_precision_that_overflows_is_refused(
     weights: Weights, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Loud:
         device = torch.device("cpu")
+        options, grid = Options(), embeddings.GRID
 
         def embeddings(self, audio: torch.Tensor) -> torch.Tensor:
             return torch.full((len(audio), 25, 4), 1e6)

@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from downstream import embeddings, finetune, sweep
 from downstream import evaluate as evaluation
-from downstream import sweep
+from downstream.embeddings import FrameSource, Weights
+from downstream.finetune_recipes import RECIPES
+from downstream.protocols import PROTOCOLS, Settings
+from downstream.tasks import open_task
 from hear_pretrainedsed import cli, plugins
+from hear_pretrainedsed.model import SEDModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import hear_task  # noqa: E402
@@ -97,6 +102,11 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         (["--tasks", "dcase2016_task2"], "no data of dcase2016_task2"),
         (["--steps-scale", "-1", "--protocols", "paper"], "-1"),
         (["--seeds", "0"], "seeds"),
+        (["--batch-size", "0"], "--batch-size is 0; it is at least 1"),
+        (["--checkpoints", ""], "--checkpoints is ''; it takes one name or more"),
+        (["--tasks", ","], "--tasks is ','; it takes one name or more"),
+        (["--protocols", ""], "--protocols is ''; it takes one name or more"),
+        (["--modes", ""], "--modes is ''; it takes one name or more"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:first load")
@@ -129,6 +139,104 @@ def test_weights_that_are_not_there(
     assert "psla" in capfd.readouterr().err
 
 
+def test_all_tasks_that_have_data(
+    task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(task)
+    for name in ("empty", ".hidden", "c.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").write_text("no folder")
+    a, b = f"{tmp_path / 'a'}", f"{tmp_path / 'b'}"
+    assert evaluation.task_words(["all", b], tmp_path, None, False) == [a, b]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in lines] == [
+        "empty",
+        "dcase2016_task2",
+        "maestro_5hr",
+        "desed_public",
+        "desed",
+        "audioset_strong",
+    ]
+    assert "needs --corpus" in lines[-1] and f"no data of it in {tmp_path}" in lines[1]
+    corpus = [f"audioset_strong={task}"]
+    assert evaluation.task_words(["all"], tmp_path, task, False) == [a, b, *corpus]
+    with pytest.raises(ValueError, match="empty"):
+        evaluation.task_words(["all"], tmp_path, None, True)
+
+
+def test_all_tasks_where_there_are_none(own_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"--tasks all: there is no folder {own_cache}/tasks"):
+        evaluation.task_words(["all"], None, None, False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"no task in {tmp_path}: empty: .*; maestro_5hr: no data"):
+        evaluation.task_words(["all"], tmp_path, None, False)
+
+
+@pytest.mark.filterwarnings("ignore:first load")
+def test_the_batch_size_reaches_the_frames(
+    home: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    frames_of = embeddings._frames_of
+
+    def seen(model: SEDModel, clips: object) -> object:
+        sizes.append(model.options.batch_size)
+        return frames_of(model, clips)
+
+    monkeypatch.setattr(embeddings, "_frames_of", seen)
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", task, "--modes", "knn"]
+    words += ["--embeddings", tmp_path / "e", "--results", tmp_path / "r", "--batch-size", 3]
+    assert run(*words) == 0
+    assert sizes == [3]
+    (line,) = (tmp_path / "r" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["config"] == {"precision": "fp32"}  # it makes no other result
+
+
+def test_a_batch_size_makes_another_result_only_where_norms_depend_on_it() -> None:
+    asked, auto = Settings(batch_size=2), Settings()
+    for protocol in PROTOCOLS.values():
+        for mode in protocol.modes:
+            apart = protocol.config(mode, asked) != protocol.config(mode, auto)
+            is_tuned = mode == "finetune"
+            assert apart == (is_tuned and not RECIPES[protocol.name].freeze_norms)
+
+
+def test_the_batch_size_reaches_fine_tuning(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = []
+
+    def tune(job: finetune.Job) -> None:
+        jobs.append(job)
+        raise InterruptedError
+
+    monkeypatch.setattr(finetune, "tune", tune)
+    opened = open_task(task)
+    source = FrameSource(Weights(NAME, tmp_path / "x.pt", "0" * 64), (), tmp_path)
+    for protocol in ("paper", "best"):
+        for size in (None, 2):
+            with pytest.raises(InterruptedError):
+                finetune.mode(protocol, opened, source, Settings(batch_size=size), 0)
+    assert [job.place.micro_pieces for job in jobs] == [None, 2, None, 2]
+    folders = [job.place.folder for job in jobs]
+    assert folders[0] != folders[1]  # what is gone on from has norms of another batch size
+    assert folders[2] == folders[3]
+
+
+@pytest.mark.filterwarnings("ignore:first load")
+def test_all_tasks_from_the_command_line(
+    home: Path, task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").symlink_to(task)
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", "all", "--data", tmp_path / "data"]
+    assert run(*words, "--modes", "knn", "--results", tmp_path / "r") == 0
+    assert "left out: maestro_5hr: no data of it in" in capfd.readouterr().err
+    (line,) = (tmp_path / "r" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["task"] == "synthetic_events"
+
+
 def test_lists_after_one_option() -> None:
     words = "evaluate --tasks a b --checkpoints x,y z --seeds 3 --modes probe".split()
     assert (
@@ -137,7 +245,9 @@ def test_lists_after_one_option() -> None:
             "evaluate --tasks a --tasks b --checkpoints x,y --checkpoints z --seeds 3 --modes probe"
         ).split()
     )
-    assert evaluation.split_list(["x,y", "z"]) == ["x", "y", "z"]
+    assert evaluation.split_list("--tasks", ["x,y", "z"]) == ["x", "y", "z"]
+    short = "evaluate --tasks a b -o results --modes probe".split()
+    assert plugins.spread(short) == "evaluate --tasks a --tasks b -o results --modes probe".split()
 
 
 def test_patterns() -> None:

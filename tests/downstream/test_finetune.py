@@ -102,9 +102,9 @@ def test_first_blocks_learn_alike_whatever_the_depth(n_blocks: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_wrong_scales(scale: float) -> None:
-    with pytest.raises(ValueError, match="steps_scale is .*; it has to be above 0"):
+    with pytest.raises(ValueError, match="--steps-scale is .*; it is finite and above 0"):
         PAPER.plan(order_of(1, 256), 1e-4, Settings(steps_scale=scale), 12)
-    with pytest.raises(ValueError, match="max_steps is 0; it is at least 1"):
+    with pytest.raises(ValueError, match="--max-steps is 0; it is at least 1"):
         PAPER.plan(order_of(1, 256), 1e-4, Settings(max_steps=0), 12)
 
 

@@ -120,6 +120,26 @@ def test_a_model_and_its_scores_and_the_same_again(run, data, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_a_recipe_that_is_changed_has_another_name(run, data, tmp_path) -> None:
+    out, words = tmp_path / "out", ("--data", data, "-o", tmp_path / "out", "--max-steps", 1)
+    settings = ("--set", "lrs=1e-3", "--set", "ema_decay=None", "--set", "patience=None")
+    code, told, err = run(*words, *settings, "--dry-run")
+    assert (code, err) == (0, "") and "0.001 on the first" in told
+    named = "lrs=(0.001,) ema_decay=None patience=None"
+    assert f"set:       {named}, so protocol best-changed" in told.splitlines()
+    code, told, err = run(*words, *settings)
+    assert (code, err) == (0, "") and "protocol best-changed-scaled, finetune" in told
+    (cell,) = read(out)
+    assert (cell.protocol, cell.recipe["protocol"]) == ("best-changed-scaled",) * 2
+    assert cell.config["set"] == named
+    assert cell.recipe["lrs"] == [1e-3] and cell.recipe["ema_decay"] is None
+    origin = hps.load_model(out / "model.safetensors").provenance["origin"]
+    assert origin["protocol"] == "best-changed" and origin["recipe"]["ema_decay"] is None
+    code, _, err = run(*words, *settings[:-2])
+    assert code == 2 and "begun with other settings: patience was None, is 6" in err
+
+
+@pytest.mark.slow
 def test_two_processes_from_the_command_line(weights, data, tmp_path) -> None:
     words = ["-c", CHECKPOINT, "--data", data, "--max-steps", 2, "--device", "cpu"]
     keys = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -157,9 +177,11 @@ def test_an_own_file_to_start_from_and_a_task_by_name(run, data, tmp_path, weigh
         (("--data", "{data}", "--weights", "none.pt"), "there is no file none.pt"),
         (("--data", "none"), "unknown task 'none'"),
         (("--task", "none"), "unknown task 'none'"),
-        (("--data", "{data}", "--steps-scale", "0"), "it has to be above 0"),
+        (("--data", "{data}", "--steps-scale", "0"), "--steps-scale is 0.0; it is finite and ab"),
+        (("--data", "{data}", "--steps-scale", "nan"), "--steps-scale is nan; it is finite and ab"),
         (("--data", "{data}", "--max-steps", "0"), "greater than or equal to 1"),
         (("--data", "{data}", "--devices", "0"), "greater than or equal to 1"),
+        (("--data", "{data}", "--set", "ema=0.9"), "unknown field 'ema'; did you mean 'ema_decay'"),
         (("--data", "{data}", "-c", "fmn05.strong"), "unknown checkpoint 'fmn05.strong'"),
     ],
 )
@@ -168,6 +190,70 @@ def test_mistakes_are_one_line(run, data, tmp_path, words, message) -> None:
     code, told, err = run("-o", tmp_path / "out", *filled)
     assert code == 2 and told == "" and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that fails in its first step."""
+
+    def tune(job: object) -> None:
+        raise ValueError("the loss is nan")
+
+    monkeypatch.setattr(finetune_command.tuning, "tune", tune)
+
+
+def test_a_mistake_leaves_out_as_it_was(run, data, tmp_path, monkeypatch) -> None:
+    ends_at_once(monkeypatch)
+    out = tmp_path / "out"
+    words = ("--data", data, "-o", out, "--max-steps", 3)
+    with warnings.catch_warnings(action="ignore"):  # a file that was never loaded
+        code, _, err = run(*words, "--weights", data / "0.wav")
+    assert code == 2 and "0.wav" in err and not out.exists()
+    out.mkdir()
+    (out / "results.jsonl").write_text('{"schema": 0}\n')
+    code, _, err = run(*words)
+    assert code == 2 and "results.jsonl, line 1" in err and not (out / "config.json").exists()
+
+
+def test_what_left_nothing_may_begin_anew_with_other_settings(
+    run, data, tmp_path, monkeypatch
+) -> None:
+    ends_at_once(monkeypatch)
+    out = tmp_path / "out"
+    for n_steps in (3, 4):
+        code, _, err = run("--data", data, "-o", out, "--max-steps", n_steps)
+        assert code == 2 and "the loss is nan" in err
+        assert json.loads((out / "config.json").read_text())["max_steps"] == n_steps
+    for left in ("runs/rotation-0-lr-0.1/last.ckpt", "runs/rotation-0-lr-0.1/fitted.json"):
+        path = out / left
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        code, _, err = run("--data", data, "-o", out, "--max-steps", 5)
+        assert code == 2 and "begun with other settings: max_steps was 4, is 5" in err
+        path.unlink()
+
+
+def test_a_model_that_cannot_be_scored_is_not_written(run, data, tmp_path, monkeypatch) -> None:
+    def score(*_: object) -> None:
+        raise ValueError("no reference events")
+
+    made = finetune_command.tuning.Tuned(None, (build_model("fmn04", head="linear", labels="ab"),))
+    monkeypatch.setattr(finetune_command.tuning, "tune", lambda job: made)
+    monkeypatch.setattr(finetune_command, "score_task", score)
+    code, told, err = run("--data", data, "-o", tmp_path / "out")
+    assert (code, told) == (2, "") and "no reference events" in err
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_another_s_files_are_left_alone(run, data, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in (("model.safetensors", "mine"), ("config.json", '{"hidden_size": 1}')):
+        (out / name).write_text(text)
+        code, told, err = run("--data", data, "-o", out, "--max-steps", 1)
+        assert (code, told) == (2, "") and len(err.splitlines()) == 1
+        assert f"{out / name} is there already, and not known to be of finetune" in err
+        assert [(one.name, one.read_text()) for one in out.iterdir()] == [(name, text)]
+        (out / name).unlink()
 
 
 def test_out_that_is_a_file(run, data, tmp_path) -> None:

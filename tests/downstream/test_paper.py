@@ -71,7 +71,7 @@ def test_only_all_steps_are_the_papers(
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan])
 def test_refuses_scales(tmp_path: Path, scale: float) -> None:
-    with pytest.raises(ValueError, match="steps_scale is"):
+    with pytest.raises(ValueError, match="--steps-scale is .*; it is finite and above 0"):
         run(made_up_task(), tmp_path, settings=Settings(steps_scale=scale))
 
 

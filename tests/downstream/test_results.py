@@ -234,8 +234,22 @@ def test_of_one_cell_twice_the_last_counts(tmp_path: Path) -> None:
         ({"schema": 2}, "unknown schema 2"),
         ({"schema": None}, "unknown schema None"),
         ({"more": 1}, "the field 'more' is none of this schema"),
-        ({"seed": None, "sampling": 3}, "fields of another kind"),
-        ({"metrics": {"psds1": {}}}, "fields of another kind"),
+        ({"seed": None}, "the field 'seed' is None; it has to be a whole number"),
+        ({"seed": "a"}, "the field 'seed' is 'a'; it has to be a whole number"),
+        ({"seed": True}, "the field 'seed' is True; it has to be a whole number"),
+        ({"config": "a"}, "the field 'config' is 'a'; it has to be an object"),
+        ({"protocol": None}, "the field 'protocol' is None; it has to be text"),
+        ({"task": 3}, "the field 'task' is 3; it has to be text"),
+        ({"commit": 3}, "the field 'commit' is 3; it has to be text"),
+        ({"chosen": [1]}, r"the field 'chosen' is \[1\]; it has to be a list of objects"),
+        ({"seconds": {"run_s": "a"}}, "the field 'seconds.run_s' is 'a'; it has to be a number"),
+        ({"sampling": 3}, "the field 'sampling' is 3; it has to be an object"),
+        ({"sampling": {"n_units": 3}}, "the field 'sampling.digest' is missing"),
+        ({"metrics": {}}, "the field 'main_metric': unknown metric 'event_onset_200ms_fms'"),
+        ({"main_metric": "nope"}, "the field 'main_metric': unknown metric 'nope'"),
+        ({"main_metric": ["x"]}, r"the field 'main_metric' is \['x'\]; it has to be text"),
+        ({"metrics": {METRIC: {}}}, f"the field 'metrics.{METRIC}.draws' is missing"),
+        ({"metrics": {METRIC: 3}}, f"the field 'metrics.{METRIC}' is 3; it has to be an object"),
     ],
 )
 def test_lines_of_another_kind_are_refused(
@@ -248,6 +262,33 @@ def test_lines_of_another_kind_are_refused(
     with pytest.raises(ValueError, match=rf"results\.jsonl, line 2: .*{message}") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "a"}, r"value' is 'a'; it has to be a number, null, "),
+        ({"macro": [1]}, r"macro' is \[1\]; it has to be a number"),
+        ({"per_class": 3}, "per_class' is 3; it has to be an object"),
+        ({"per_class": {"dog": {}}}, r"per_class\.dog' is {}; it has to be a number"),
+        ({"interval": [0.1]}, r"interval' is \[0\.1\]; it has to be two numbers, or null"),
+        ({"interval": [0.1, "b"]}, "interval' is 'b'; it has to be a number"),
+        ({"draws": 3}, "draws' is 3; it has to be text"),
+        ({"draws": "AAA"}, "draws' is 'AAA'; it has to be base64 of float32"),
+        ({"draws": "AAAA"}, "draws' is 'AAAA'; it has to be base64 of float32"),
+        ({"draws": "é" * 99}, r"draws' is 'é{56}\.\.\.; it has to be base64 of float32"),
+        ({"more": 1}, "more' is none of this schema"),
+    ],
+)
+def test_metrics_of_another_kind_are_refused(change: dict[str, Any], message: str) -> None:
+    content = json.loads(a_cell().to_line())
+    content["metrics"][METRIC] |= change
+    with pytest.raises(ValueError, match=rf"the field 'metrics\.{METRIC}\.{message}"):
+        Cell.from_line(json.dumps(content))
+    content["metrics"] |= {"psds9": content["metrics"].pop("segment_1s_er")}
+    content["metrics"][METRIC] = json.loads(a_cell().to_line())["metrics"][METRIC]
+    with pytest.raises(ValueError, match="the field 'metrics': unknown metric 'psds9'.*psds1"):
+        Cell.from_line(json.dumps(content))
 
 
 @pytest.mark.parametrize("line", ["", "{", "[1]", "\udcff"])

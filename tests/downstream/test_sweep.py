@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from downstream import results, sweep
 from downstream.protocols import Settings
+from hear_pretrainedsed.fetch import FetchError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -113,6 +116,48 @@ def test_a_cell_that_fails_does_not_stop_the_others(
         (todo[1], None, "the loss is NaN in a.wav"),
         (todo[2], "cell 2", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory. Tried$"),
+        (MemoryError("a.wav: not enough"), "^MemoryError: a.wav: not enough$"),
+        (
+            PermissionError(13, "denied", "a.wav"),
+            r"^PermissionError: \[Errno 13\] denied: 'a.wav'$",
+        ),
+        (KeyError("psds1"), r"^KeyError: 'psds1' \(test_sweep.py, line \d+\)$"),
+        (FetchError("no network"), "^no network$"),
+    ],
+)
+def test_any_error_of_a_cell_is_one_line_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    def perform(one: sweep.Job, *_: object) -> str:
+        if one.seed == 0:
+            raise error
+        return f"cell {one.seed}"
+
+    monkeypatch.setattr(sweep, "perform", perform)
+    place = sweep.Place(tmp_path / "r", tmp_path / "e", Settings())
+    ends = []
+    sweep.work([job("t", 0), job("t", 1)], place, lambda *_: None, lambda *one: ends.append(one))
+    assert [(one.seed, cell) for one, cell, _ in ends] == [(0, None), (1, "cell 1")]
+    assert re.search(why, ends[0][2]), ends[0][2]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_who_stops_a_sweep_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    def perform(*_: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(sweep, "perform", perform)
+    place = sweep.Place(tmp_path / "r", tmp_path / "e", Settings())
+    with pytest.raises(stop):
+        sweep.work([job("t")], place, lambda *_: None, lambda *_: None)
 
 
 def test_a_busy_cell_is_left_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

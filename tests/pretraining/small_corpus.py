@@ -57,6 +57,12 @@ def write_weak(path: Path, rows: Mapping[str, str]) -> Path:
     return path
 
 
+def rows_of(listing: Listing) -> dict[str, tuple]:
+    """Events and clip labels of a listing's clips, by name."""
+    rows = (listing.index.row(i) for i in range(len(listing.index)))
+    return {row.name: (row.events, row.weak) for row in rows}
+
+
 def small_listing(folder: Path, n_clips: int = 5, seconds: float = 0.5) -> Listing:
     """A listing of clips with an event each; clip i has class i % 3."""
     audio = folder / "audio"

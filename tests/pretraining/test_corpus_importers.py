@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import soundfile
 
 from pretraining.corpus import CorpusError, open_corpus
 from pretraining.corpus_writer import write_corpus
-from pretraining.importers import IMPORTERS, Listing, Request, list_clips
+from pretraining.importers import IMPORTERS, Request, list_clips
 from pretraining.importers.listing import stems_of
 from pretraining.importers.tables import read_strong, read_weak
 from pretraining.vocabulary import open_vocabulary
@@ -22,16 +20,12 @@ from tests.pretraining.small_corpus import (
     LABELS,
     MIDS,
     encoded,
+    rows_of,
     sound,
     write_classes,
     write_strong,
     write_weak,
 )
-
-
-def rows_of(listing: Listing) -> dict[str, tuple]:
-    rows = (listing.index.row(i) for i in range(len(listing.index)))
-    return {row.name: (row.events, row.weak) for row in rows}
 
 
 @pytest.fixture
@@ -162,6 +156,8 @@ def test_requests_that_are_refused(tmp_path: Path, audio: Path) -> None:
             list_clips(name, Request())
     with pytest.raises(CorpusError, match="hdf5 has no use for --weak"):
         list_clips("hdf5", Request((audio,), (), (audio,)))
+    with pytest.raises(CorpusError, match="folder has no use for --split"):
+        list_clips("folder", Request((audio,), (), (audio,), split="val"))
 
 
 def write_hdf5(path: Path, names: list[str], targets: np.ndarray | None) -> list[bytes]:
@@ -230,42 +226,6 @@ def test_hdf5_files_that_are_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(CorpusError, match="no data set 'audio_name'"):
         list_clips("hdf5", Request((tmp_path / "empty.hdf",)))
-
-
-def fsd50k(folder: Path) -> Request:
-    audio = folder / "FSD50K.dev_audio"
-    audio.mkdir()
-    for number in (64760, 16399):
-        (audio / f"{number}.wav").write_bytes(encoded(sound(0.5, rate=44_100), "WAV", 44_100))
-    (folder / "vocabulary.csv").write_text("0,Bark,/m/05tny_\n1,Bell_and_more,/m/0395lw\n")
-    (folder / "dev.csv").write_text(
-        'fname,labels,mids,split\n64760,"Bell_and_more,Bark","/m/0395lw,/m/05tny_",train\n'
-        "16399,Bark,/m/05tny_,val\n7,Bark,/m/05tny_,train\n"
-    )
-    return Request((audio,), (), (folder / "dev.csv",), str(folder / "vocabulary.csv"))
-
-
-def test_fsd50k_is_kept_at_16_khz(tmp_path: Path) -> None:
-    found = list_clips("fsd50k", fsd50k(tmp_path))
-    assert found.labels == ("Bark", "Bell_and_more") and found.missing == ("7",)
-    assert rows_of(found) == {"64760": (None, (0, 1)), "16399": (None, (0,))}
-    corpus = open_corpus(write_corpus(found, tmp_path / "corpus"))
-    with soundfile.SoundFile(io.BytesIO(corpus[0].audio)) as file:
-        assert (file.format, file.samplerate, file.frames) == ("FLAC", 16_000, 8000)
-
-
-def test_fsd50k_tables_that_are_refused(tmp_path: Path) -> None:
-    request = fsd50k(tmp_path)
-    table = tmp_path / "dev.csv"
-    table.write_text("fname,labels\n1,Bark\n1,Bark\n")
-    with pytest.raises(CorpusError, match=r"1 clip \('1'\) is given twice"):
-        list_clips("fsd50k", request)
-    table.write_text("fname,labels\n1,Barks\n")
-    with pytest.raises(ValueError, match=r"1 label \('Barks'\) is not .*the first is 'Bark'"):
-        list_clips("fsd50k", request)
-    table.write_text("name,labels\n1,Bark\n")
-    with pytest.raises(CorpusError, match="no column 'fname'"):
-        list_clips("fsd50k", request)
 
 
 def test_pslas_data_files_and_enhanced_ones(tmp_path: Path, audio: Path) -> None:

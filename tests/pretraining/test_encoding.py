@@ -41,6 +41,19 @@ def test_frames_of_times_are_the_reference(shared: Path) -> None:
     np.testing.assert_array_equal(end, arrays["encode.times_offset_frame"])
 
 
+def test_the_other_rounding_is_told() -> None:
+    """EfficientSED's formula in float64 against ours, over all whole milliseconds of a clip."""
+    times_s = np.arange(10_001) / 1000
+    first, end = frame_edges(times_s, times_s)
+    onset, offset = np.floor(times_s / 0.04), np.ceil(times_s / 0.04)
+    assert np.abs(first - onset).max() == np.abs(end - offset).max() == 1
+    n_apart = int(((first != onset) | (end != offset)).sum())
+    at = times_s.tolist().index
+    assert (onset[at(1.16)], first[at(1.16)], offset[at(0.28)], end[at(0.28)]) == (28, 29, 8, 7)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "pretraining.md").read_text("utf-8")
+    assert f"{n_apart} of the 10 001 whole ms" in page and "frame 28 there, 29 here" in page
+
+
 def test_audioset_strong_labels_are_the_reference(shared: Path) -> None:
     facts = json.loads((shared / "parity" / "training.json").read_text())["label_transform"]
     arrays = np.load(shared / "parity" / "training.npz")

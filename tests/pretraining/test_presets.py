@@ -10,12 +10,13 @@ import pytest
 
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.registry import CHECKPOINTS, EFFICIENTSED_PSDS1
+from hear_pretrainedsed.training.augmentation import Augmentation
 from hear_pretrainedsed.training.optimizer import groups, schedule_of
 from hear_pretrainedsed.training.plan import Plan
+from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import sequence_model
 from pretraining.config import Recipe, sequence_of
 from pretraining.presets import PRESETS, get_preset
-from pretraining.settings import with_settings
 
 FMN = [f"{fmn}+{s}" if s else fmn for fmn, numbers in EFFICIENTSED_PSDS1.items() for s in numbers]
 SLOW = {"fmn10+hybrid-256", "fmn10+gru-256", "fmn10+gru-512", "fmn10+gru-1024"} | {
@@ -83,12 +84,44 @@ def test_teachers_and_students(backbone: str) -> None:
         "file",
         "uniform",
     )
-    on = student.augmentation
-    assert on.wavmix == 0.5 and on.mixup and not any((on.freq_warp, on.filter_augment, on.mixstyle))
+    mixup_alone = Augmentation(mixup=0.3, draw_mel_edges=True)
+    assert student.augmentation == mixup_alone
     assert teacher.start == student.start == f"{backbone}.weak"
     assert student.published == f"PSDS1 {CHECKPOINTS[f'{backbone}.strong'].psds1}"
-    assert PRESETS[f"strong_student-{backbone}-script"].n_warmup_steps == 20_000
+    script = PRESETS[f"strong_student-{backbone}-script"]
+    assert (script.n_warmup_steps, student.n_warmup_steps) == (20_000, 5_000)
+    assert script.augmentation == replace(mixup_alone, wavmix=0.5)
+    other = PRESETS[f"strong_teacher-{backbone}-script"]
+    assert (other.n_warmup_steps, other.augmentation) == (20_000, teacher.augmentation)
     assert PRESETS[f"strong_student-no_step2-{backbone}"].start == f"{backbone}.ssl"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_an_ablation_reproduces_is_what_it_does(backbone: str) -> None:
+    """Words of the card, against the settings."""
+    for name, recipe in PRESETS.items():
+        if not name.startswith(("strong_", "li_et_al")) or backbone not in name:
+            continue
+        told = recipe.reproduces
+        with_rnn = recipe.sequence_model == "gru-2048"
+        assert ("BiGRU" in told) == with_rnn, name
+        assert ("distilled from" in told) == (recipe.pseudo == "file"), name
+        assert ("SSL stage" in told) == (recipe.start == f"{backbone}.ssl"), name
+    names = ("", "-no_rnn", "-no_step2")
+    texts = [PRESETS[f"strong_teacher{name}-{backbone}"].reproduces for name in names]
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_was_published_once_is_one_training(backbone: str) -> None:
+    """A student without distillation has the numbers of a teacher without sequence model."""
+    student = PRESETS[f"strong_student-no_kd-{backbone}"]
+    teacher = PRESETS[f"strong_teacher-no_rnn-{backbone}"]
+    same = {"name": teacher.name, "reproduces": teacher.reproduces}
+    assert replace(student, **same) == teacher and "our reading" in student.reproduces
+    for one in PRESETS.values():  # nothing else shares a number without sharing its settings
+        if one.published == teacher.published and one.start == teacher.start:
+            assert replace(one, **same) == teacher, one.name
 
 
 def test_psla_s_schedules() -> None:
@@ -98,13 +131,11 @@ def test_psla_s_schedules() -> None:
     assert [factor(i) for i in (999, 2_000, 9_999, 10_000, 15_000)] == [0.95, 1, 1, 0.5, 0.25]
     balanced, fsd50k = PRESETS["weak-psla-balanced"], PRESETS["weak-psla-fsd50k"]
     assert (balanced.lr, balanced.n_epochs, balanced.halve_from_epoch) == (1e-3, 60, 35)
-    assert (fsd50k.lr, fsd50k.batch, fsd50k.n_classes, fsd50k.keep_from_epoch) == (
-        5e-4,
-        24,
-        200,
-        21,
-    )
-    assert [p.clip_s for p in (PRESETS["weak-psla-audioset"], balanced, fsd50k)] == [10, 10, 30]
+    assert (fsd50k.lr, fsd50k.batch, fsd50k.n_classes) == (5e-4, 24, 200)
+    three = (PRESETS["weak-psla-audioset"], balanced, fsd50k)
+    assert [p.average_from_epoch for p in three] == [16, 41, 21]
+    assert all(p.keep_from_epoch == 1 for p in three)  # their ensemble is of all epochs
+    assert [p.clip_s for p in three] == [10, 10, 30]
     assert balanced.sampling == "uniform" and fsd50k.sampling == full_sampling() == "psla"
 
 
@@ -124,7 +155,7 @@ def test_the_grid_of_sequence_models_can_be_built(name: str) -> None:
 def test_every_field_of_a_recipe_is_read() -> None:
     folder = Path(__file__).resolve().parents[2] / "pretraining"
     read = set()
-    for file in ("config.py", "build.py", "run.py", "plan_text.py", "command.py"):
+    for file in ("config.py", "build.py", "run.py", "sources.py", "plan_text.py", "command.py"):
         for node in ast.walk(ast.parse((folder / file).read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value
@@ -150,7 +181,7 @@ def test_steps_shrink_alike() -> None:
     assert (less.n_steps, less.n_warmup_steps, less.valid_every_steps) == (1200, 60, 50)
     assert recipe.plan(5000, steps_scale=0.5).n_steps == 6000
     assert recipe.plan(300).n_steps == 120 * 30  # an epoch is what there is
-    with pytest.raises(ValueError, match="steps_scale is 0; it has to be above 0"):
+    with pytest.raises(ValueError, match="--steps-scale is 0; it is finite and above 0"):
         recipe.plan(10, steps_scale=0)
 
 
@@ -158,16 +189,19 @@ def test_steps_shrink_alike() -> None:
 def test_as_many_epochs_are_kept_of_a_shorter_run(max_steps: int | None) -> None:
     recipe = PRESETS["weak-psla-audioset"]
     plan = recipe.plan(2_000, max_steps=max_steps)
-    first, every = recipe.keep_from_step(plan), plan.valid_every_steps
+    first, every = recipe.average_from_step(plan), plan.valid_every_steps
     assert max_steps is not None or (first, every) == (16 * 20, 20)
     validated = {*range(every, plan.n_steps, every), plan.n_steps}
     assert sum(step >= first for step in validated) == 30 - 16 + 1
+    late = replace(recipe, keep_from_epoch=16, average_from_epoch=None)
+    assert late.keep_from_step(plan) == first and late.average_from_step(plan) is None
+    assert sum(step >= recipe.keep_from_step(plan) for step in validated) == 30
     assert recipe.keep_from_step(recipe.plan(2_000, max_steps=2)) == 1  # all that there are
-    assert replace(recipe, keep_from_epoch=None).keep_from_step(plan) is None
+    assert replace(late, keep_from_epoch=None).keep_from_step(plan) is None
 
 
 def test_settings() -> None:
-    recipe = PRESETS["strong_student"]
+    recipe = PRESETS["strong_student-beats-script"]
     given = ["lr=3e-4", "sequence_model=gru-64", "augmentation.mixup=0.7", "n_epochs=3"]
     changed = with_settings(recipe, [*given, "augmentation.wavmix=None", "ema_decay=0"])
     assert (changed.lr, changed.sequence_model, changed.n_epochs) == (3e-4, "gru-64", 3)
@@ -241,6 +275,13 @@ def test_wrong_settings_are_one_line(setting: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "settings", "message"),
     [
+        (
+            "weak-psla-audioset",
+            "n_epochs=10",
+            "average_from_epoch is 16, with keep_from_epoch 1 and n_epochs 10: it is from the one",
+        ),
+        ("weak", "average_from_epoch=9", "9, with keep_from_epoch 16 and n_epochs 30: it is from"),
+        ("best", "average_from_epoch=9", "9, with keep_from_epoch None and n_epochs 120"),
         ("weak", "head=multihead", "'weak' does not go with stage weak and head multihead"),
         ("weak", "objective=psla", "'psla' does not go with stage weak and head linear"),
         ("weak-psla-balanced", "head=linear", "'psla' does not go with stage weak and head linear"),

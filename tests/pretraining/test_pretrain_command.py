@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +57,7 @@ def test_a_plan_needs_no_corpus(run: Run) -> None:
     assert (code, err) == (0, "")
     assert "46920 in 120 epochs of 391; 20000 of warm-up, then cosine" in out
     assert "128 clips x 2 a step" in out and "PSDS1 39.52" in out
-    assert "6.7 hours for 12011520 clips at 500 clips/s (as given)" in out
+    assert "6.7 hours for 12000000 clips at 500 clips/s (as given)" in out
     assert "block 16, matrices" in out and "memory:" in out and "447 classes" in out
 
 
@@ -72,9 +71,10 @@ def test_a_plan_measures_and_opens_the_corpus(run: Run, corpus: Corpus) -> None:
 def test_a_plan_of_two_streams(run: Run) -> None:
     size = ("--dry-run", "--corpus-size", 100_000, "--clips-per-s", 500, "--backbone", "fmn04")
     code, out, _ = run("--preset", "fmn_online", *size, "--device", "cpu")
-    assert code == 0 and "93840 in 240 epochs" in out and "the teacher comes on top" in out
+    assert code == 0 and "93840 in 240 epochs" in out
+    assert ", the teacher 0.34 GiB)" in out  # BEATs' 90 M weights
     assert "64 clips x 4 a step, and 64 x 4 of the weak corpus" in out
-    assert "for 48046080 clips" in out and "from the teacher beats.strong" in out
+    assert "for 48000000 clips" in out and "from the teacher beats.strong" in out
 
 
 def test_a_plan_is_of_the_network_that_is_trained(run: Run) -> None:
@@ -205,12 +205,10 @@ def test_each_stage_takes_in_the_last(run: Run, corpus: Corpus, tmp_path: Path) 
 
 
 def check_student(name: str, corpus: Corpus, teacher: str) -> None:
-    """It is a checkpoint like any other, and its card tells where it comes from."""
+    """It is a checkpoint like any other (`test_after_pretraining`), with a card of its origin."""
     model = hps.load_model(checkpoint=name)
     assert model.labels == LABELS and model.scores(torch.randn(1, 32_000)).shape == (1, 50, 3)
     assert isinstance(hps.detect(torch.randn(32_000), model), list)
-    module = sys.modules.get(f"hear_pretrainedsed.{CHECKPOINTS[name].module}")
-    assert module is None or hasattr(module, "load_model")
     card = model.provenance["origin"]
     assert card["mode"] == "pretrain" and card["data"]["corpus"]["sha256"] == corpus.sha256
     assert "made by the recipe strong_student" in CHECKPOINTS[name].note

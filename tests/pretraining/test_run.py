@@ -20,6 +20,7 @@ from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import CHECKPOINTS
 from hear_pretrainedsed.training.curve import read_curve
 from hear_pretrainedsed.training.fit import Fitted, fit
+from pretraining.average_command import checkpoints_of
 from pretraining.clip_index import ClipIndex, Labelled
 from pretraining.clips import decode
 from pretraining.corpus import Corpus
@@ -101,6 +102,22 @@ def test_a_weak_run_s_checkpoints_are_averaged_and_compared(corpus, tmp_path) ->
     best = next(row for row in rows if row["split"] == "validation")
     scores = [score for _, score in made.fitted.valid_scores]
     assert float(best["map"]) == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_the_average_begins_later_than_the_ensemble(corpus, tmp_path) -> None:
+    """As PSLA reports one run: all of its epochs together, the last ones averaged."""
+    recipe = replace(shrunken(PRESETS["weak-psla-audioset"]), n_epochs=3, average_from_epoch=2)
+    job = tiny_run(recipe, corpus, tmp_path / "out")
+    run(job)
+    files = sorted((job.out / "epochs").iterdir())
+    _, second, third = (load_file(path) for path in files)
+    for name, value in load_file(job.out / "averaged.safetensors").items():
+        assert torch.allclose(value, (2 * second[name] + third[name]) / 3, atol=1e-6), name
+    with (job.out / "results.csv").open() as file:
+        n_models = {row["system"].split(" (")[0]: row["n_models"] for row in csv.DictReader(file)}
+    assert n_models["ensemble of one run"] == "3"
+    for given in (job.out, job.out / "epochs"):  # as the command does it again
+        assert checkpoints_of(given) == files[1:]
 
 
 def test_without_validation_epochs_are_kept_and_nothing_is_compared(corpus, tmp_path) -> None:

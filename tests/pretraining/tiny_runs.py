@@ -85,6 +85,7 @@ def shrunken(recipe: Recipe) -> Recipe:
         n_warmup_steps=1,
         valid_every_epochs=1,
         keep_from_epoch=recipe.keep_from_epoch and 1,
+        average_from_epoch=recipe.average_from_epoch and 1,
         halve_from_epoch=recipe.halve_from_epoch and 1,
         halve_every_epochs=recipe.halve_every_epochs and 1,
     )
