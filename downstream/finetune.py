@@ -29,6 +29,7 @@ from downstream.protocols import paper
 from downstream.protocols.base import Found, Settings
 from downstream.scoring import main_score
 from downstream.targets import frame_targets
+from downstream.tasks.checks import check_audio
 from downstream.tasks.task import Clip, Rotation, Task, Triple
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
@@ -111,6 +112,7 @@ class Job:
 
 def mode(protocol: str, task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Mode `finetune` of a protocol. What a killed run goes on from is kept beside the frames."""
+    check_audio(task)
     read = [settings.precision, settings.steps_scale, settings.max_steps]
     if settings.batch_size and not RECIPES[protocol].freeze_norms:
         read.append(settings.batch_size)

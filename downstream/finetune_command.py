@@ -29,6 +29,7 @@ from downstream.protocols import Settings
 from downstream.scoring import score_task
 from downstream.sweep import open_named
 from downstream.tasks import Task, open_task
+from downstream.tasks.checks import check_audio
 from hear_pretrainedsed.cli_options import (
     BatchSize,
     CheckpointName,
@@ -115,6 +116,7 @@ def finetune(
     get_checkpoint(checkpoint)
     opened = _open(data, task, strict)
     found = _weights(checkpoint, weights)
+    check_audio(opened)
     settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
     job = tuning.Job(protocol, opened, found, settings, seed, place, recipe)
     if dry_run:

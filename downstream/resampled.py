@@ -191,17 +191,42 @@ def _all_changes(
 
     n_classes = next(iter(scores.values())).shape[1]
     names = [psd_roc.class_name(i) for i in range(n_classes)]
-    frames = {}
+    dtc, gtc, cttc = criteria
+    frames, found = {}, {}
     for file, score in scores.items():
+        if cttc is None and psd_roc.is_long(score):
+            found[file] = _of_long_clip(score, frame_s, events[file], names, dtc, gtc)
+            continue
         times = np.arange(len(score) + 1) * frame_s
         columns = np.column_stack((times[:-1], times[1:], score))
         frames[file] = pd.DataFrame(columns, columns=["onset", "offset", *names])
-    dtc, gtc, cttc = criteria
-    found = psd_roc.sed_scores_eval().intermediate_statistics_deltas(
-        frames, events, dtc_threshold=dtc, gtc_threshold=gtc, cttc_threshold=cttc
-    )
+    if frames:
+        found |= psd_roc.sed_scores_eval().intermediate_statistics_deltas(
+            frames,
+            {file: events[file] for file in frames},
+            dtc_threshold=dtc,
+            gtc_threshold=gtc,
+            cttc_threshold=cttc,
+        )
     by_clip = [found[file] for file in scores]
     return [_class_changes([one[name] for one in by_clip], name, names) for name in names]
+
+
+def _of_long_clip(
+    scores: np.ndarray,
+    frame_s: float,
+    events: list[Triple],
+    names: Sequence[str],
+    dtc: float,
+    gtc: float,
+) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """What sed_scores_eval would give for a clip, without cross-triggers."""
+    found = {}
+    for i, name in enumerate(names):
+        times = np.array(sorted(e[:2] for e in events if e[2] == name)).reshape(-1, 2)
+        score, *counts = psd_roc.clip_changes(scores[:, i], frame_s, *times.T, dtc, gtc)
+        found[name] = (score, dict(zip(("tps", "fps"), counts, strict=True)))
+    return found
 
 
 def _class_changes(by_clip: list, name: str, names: Sequence[str]) -> _Changes:

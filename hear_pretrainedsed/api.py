@@ -42,7 +42,8 @@ def load_model(
         checkpoint: its name, as in `list_checkpoints()`; may be left out when the file still has
             its published name, or was written by `save_weights`, which tells it.
         device: where to put the model; None: the CPU (HEAR's tools move it themselves).
-        options: fields of `hear_pretrainedsed.model.Options`.
+        options: fields of `hear_pretrainedsed.model.Options`. A fine-tuned file tells the windowing
+            of its recipe, on which its thresholds were calibrated: it is taken where none is given.
 
     Raises:
         ValueError: unknown checkpoint or option, or a file that does not hold the checkpoint.
@@ -54,8 +55,12 @@ def load_model(
     for name in options:
         if name not in allowed:
             raise ValueError(unknown("option", name, allowed))
-    chosen = Options(**options)
+    Options(**options)  # refuse wrong values before a file is fetched
     path = path or fetch(facts.file, facts.url, facts.sha256)
+    origin = saved or (read_saved(path) if facts.own else None)
+    if origin and origin.windowing:
+        options = {"windowing": origin.windowing} | options
+    chosen = Options(**options)
     with Unfilled():  # the file fills every tensor
         model = build_for(saved, facts, chosen)
     load_weights(model, path, facts)

@@ -26,7 +26,10 @@ OutOrStdout = Annotated[Path | None, Option("--out", "-o", help="Folder; else ts
 Weights = Annotated[Path | None, Option(help="A file to use instead of the published one.")]
 Layer = Annotated[str | None, Option(help="A block (-1: the last), several (2,5,8), or all.")]
 Scene = Annotated[bool, Option("--scene", help="One embedding a file: the mean over time.")]
-Windowing = Annotated[str, Option(help="reference (every 10 s) or overlap (every 5 s).")]
+Windowing = Annotated[
+    str | None,
+    Option(help="reference (every 10 s) or overlap (every 5 s); none: the model's own, if any."),
+]
 Precision = Annotated[str, Option(help="fp32 or bf16.")]
 Device = Annotated[str, Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 BatchSize = Annotated[
@@ -106,7 +109,8 @@ def layers_of(text: str | None) -> int | list[int] | str | None:
 def load(
     checkpoint: str, weights: Path | None, device: str, out: Path | None, **options: object
 ) -> SEDModel:
-    """The model on its device; before that, the folder for the results."""
+    """The model on its device; before that, the folder for the results. None: not given."""
+    options = {name: value for name, value in options.items() if value is not None}
     Options(**options)  # refuse wrong values before anything is made or fetched
     place = device_of(device)
     if out is not None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.fetch import is_web_page
+from hear_pretrainedsed.frames import WINDOWINGS
 
 ZIP, PICKLE, SAFETENSORS = "zip", "pickle", "safetensors"
 FACTS_KEY = "hear_pretrainedsed"  # of the facts that this project's own files carry
@@ -48,6 +49,12 @@ class Saved:
     origin: dict[str, Any] | None = None  # what it was trained from, and how
     n_layers: int | None = None  # of its sequence model, where that may be chosen
     clip_s: float | None = None  # what `SEDModel.clip_samples` is of; older files do not tell
+
+    @property
+    def windowing(self) -> str | None:
+        """The windowing of the scores that its decoding was calibrated on, where it tells it."""
+        recipe = (self.origin or {}).get("recipe")
+        return recipe.get("windowing") if isinstance(recipe, dict) else None
 
 
 class Contents(NamedTuple):
@@ -238,6 +245,7 @@ def _saved(content: Mapping, path: Path) -> Saved | None:
     )
     n_classes = saved.n_classes if saved.labels is None else len(saved.labels or ())
     fits = saved.decoding is None or len(saved.decoding.thresholds) == n_classes
-    if not (fits and all(isinstance(value, kind) for value, kind in fields)):
+    fits &= all(isinstance(value, kind) for value, kind in fields)
+    if not (fits and saved.windowing in (None, *WINDOWINGS)):
         raise CheckpointError(f"{path}: what it says about itself cannot be read")
     return replace(saved, labels=saved.labels and tuple(map(str, saved.labels)))

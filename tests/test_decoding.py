@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hear_pretrainedsed as hps
+from hear_pretrainedsed import cli
 from hear_pretrainedsed.checkpoints import save_weights
 from hear_pretrainedsed.decoding import Decoding, decoding_for
 from hear_pretrainedsed.event_tracker import EventTracker
@@ -19,6 +21,7 @@ from hear_pretrainedsed.events import scores_to_events
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel, build_model
 from hear_pretrainedsed.streaming import StreamingDetector
+from hear_pretrainedsed.user_registry import import_checkpoint, remove_checkpoint
 from hear_pretrainedsed.weight_files import FACTS_KEY, CheckpointError, read_saved
 
 LABELS = ("a", "b", "c")
@@ -152,6 +155,49 @@ def test_files_keep_it(own: SEDModel, tmp_path: Path, ending: str) -> None:
     assert read_saved(tmp_path / f"again.{ending}") == read_saved(path)
 
 
+def test_scores_are_computed_as_when_thresholds_were_found(tmp_path: Path) -> None:
+    """In overlapping windows, say; what is given comes first, and other files change nothing."""
+    model = own_model()
+    model.provenance["origin"]["recipe"] = {"windowing": "overlap", "lrs": [0.1]}
+    path = tmp_path / "model.safetensors"
+    save_weights(model, path)
+    assert hps.load_model(path).options.windowing == "overlap"
+    assert hps.load_model(path, windowing="reference").options.windowing == "reference"
+    name = import_checkpoint(path, "fmn04.strong-windows").name
+    try:
+        assert hps.load_model(checkpoint=name).options.windowing == "overlap"
+    finally:
+        remove_checkpoint(name)
+    model.provenance["origin"]["recipe"] = "strong_student"  # as `pretrain` tells it
+    save_weights(model, tmp_path / "other.safetensors")
+    assert hps.load_model(tmp_path / "other.safetensors").options.windowing == "reference"
+
+
+def test_commands_take_a_file_s_windowing(tmp_path: Path) -> None:
+    model = own_model()
+    model.provenance["origin"]["recipe"] = {"windowing": "overlap"}
+    path = tmp_path / "model.safetensors"
+    save_weights(model, path)
+    audio = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 12)
+    soundfile.write(tmp_path / "a.wav", audio, 16_000)
+    said = {}
+    for command, ending in (("detect", "events"), ("embed", "embeddings")):
+        for more in ([], ["--windowing", "reference"]):
+            words = [command, tmp_path / "a.wav", "-c", "fmn04.strong", "--weights", path]
+            words += ["-o", tmp_path, *more, *(["--format", "json"] * (command == "detect"))]
+            with pytest.raises(SystemExit) as stop:
+                cli.main(list(map(str, words)))
+            assert stop.value.code == 0
+            facts = json.loads((tmp_path / f"a.{ending}.json").read_text())
+            said[command, bool(more)] = facts["windowing"]
+    assert said == {
+        ("detect", False): "overlap",
+        ("detect", True): "reference",
+        ("embed", False): "overlap",
+        ("embed", True): "reference",
+    }
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -160,6 +206,7 @@ def test_files_keep_it(own: SEDModel, tmp_path: Path, ending: str) -> None:
         {"decoding": {"thresholds": [0.5] * 3}},
         {"decoding": [0.5]},
         {"origin": "mine"},
+        {"origin": {"recipe": {"windowing": "overlp"}}},
     ],
 )
 def test_files_that_say_nonsense_are_refused(own: SEDModel, tmp_path: Path, change: dict) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from downstream.metrics import score_runs
+
 _HOUR_S = 3600.0
+_LONG_FRAMES = 300  # sed_scores_eval's time and memory grow with their square or cube
 Roc = tuple[np.ndarray, np.ndarray]
 
 
@@ -109,6 +112,11 @@ def psds_of_counts(
     return float(value), np.array([per_class[class_name(i)] for i in range(n_classes)])
 
 
+def is_long(scores: np.ndarray) -> bool:
+    """Whether sed_scores_eval is too slow for scores (frames, ...) and takes too much memory."""
+    return len(scores) > _LONG_FRAMES
+
+
 def clip_changes(
     scores: np.ndarray,
     frame_s: float,
@@ -119,10 +127,13 @@ def clip_changes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Changes that one clip makes to the counts of one class that occurs in it.
 
-    `scores` are (frames,), the reference events (events,). Gives the scores at which counts change,
-    and by how much true and false positives do, each (changes,). These are the parts that
-    sed_scores_eval's `intermediate_statistics_deltas` consists of, without its tables.
+    `scores` are (frames,), the reference events (events,) sorted and apart. Gives the scores at
+    which counts change, and by how much true and false positives do, each (changes,): the parts
+    that sed_scores_eval's `intermediate_statistics_deltas` consists of, without its tables. Of a
+    long clip `score_runs` finds the same ones.
     """
+    if is_long(scores):
+        return score_runs.clip_changes(scores, frame_s, onset_s, offset_s, dtc, gtc)
     module = sed_scores_eval()
     times = np.arange(len(scores) + 1) * frame_s
     thresholds, *detections = module.intermediate_statistics.statistics.onset_offset_curves(

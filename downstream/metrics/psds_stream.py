@@ -1,8 +1,9 @@
 """PSDS of clips whose scores come one at a time, in bounded memory, without cross-triggers.
 
 Without cross-triggers classes don't depend on each other. Clips in which a class does not occur are
-counted for all classes at once (`false_positives`); those in which it occurs by sed_scores_eval.
-Every count is exact, and so is the result: what `sed_scores_eval` computes from all scores at once.
+counted for all classes at once (`false_positives`); those in which it occurs by sed_scores_eval or,
+where they are long, by `score_runs`. Every count is exact, and so is the result: what
+`sed_scores_eval` computes from all scores at once.
 """
 
 from __future__ import annotations

@@ -9,17 +9,20 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from downstream.tasks.task import Task
+from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.registry import unknown
 
 _N_SHOWN = 3
 BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
 _BLOCK_BYTES = 1 << 14
+_N_DECODERS = 4  # each holds a whole recording, 230 MB an hour
 
 SameBytes = Callable[[Iterable[Path]], list[list[Path]]]
 T = TypeVar("T")
@@ -82,6 +85,28 @@ def check_files(split: str, listed: Iterable[str], folder: Path) -> None:
         warn(f"{split}: {len(extra)} audio files are not listed: {first_few(extra)}")
 
 
+def check_audio(task: Task) -> None:
+    """Decode every clip of the splits once; `ValueError` tells those that cannot be.
+
+    Training reads pieces of some clips and testing others, at its end: this finds bad ones first.
+    """
+
+    def problem(path: Path) -> str | None:
+        try:
+            read_audio(path)
+        except AudioError as error:
+            return str(error)
+        return None
+
+    paths = list(dict.fromkeys(clip.path for clip in task.clips(task.splits)))
+    with ThreadPoolExecutor(_N_DECODERS) as pool:
+        told = [text for text in pool.map(problem, paths) if text]
+    if told:
+        raise ValueError(
+            f"{task.name}: {len(told)} of {len(paths)} clips cannot be used: {first_few(told)}"
+        )
+
+
 def check_task(task: Task, same: SameBytes | None = None) -> None:
     """Refuse a task that cannot be trained or scored fairly; warn of what is odd.
 
@@ -89,6 +114,7 @@ def check_task(task: Task, same: SameBytes | None = None) -> None:
     """
     _check_splits(task)
     _check_events(task)
+    _check_lengths(task)
     _check_leaks(task, same or same_bytes)
     _check_classes(task)
 
@@ -132,6 +158,30 @@ def _check_events(task: Task) -> None:
         )
     if longer:
         warn(f"{task.name}: {len(longer)} events reach beyond their clip: {first_few(longer)}")
+
+
+def _check_lengths(task: Task) -> None:
+    """Refuse a split, and warn of classes, of which no event has a length: they fill no frame."""
+    points: dict[str, list[str]] = defaultdict(list)
+    lasting: set[str] = set()
+    for split, clips in task.splits.items():
+        told, n_lasting = [], 0
+        for clip in clips:
+            for onset_s, offset_s, label in clip.events:
+                if onset_s < offset_s:
+                    lasting.add(label)
+                    n_lasting += 1
+                    continue
+                told.append(f"{clip.file} {label} at {onset_s:g} s")
+                points[label].append(told[-1])
+        if not n_lasting:
+            raise ValueError(
+                f"{task.name}: no event of the split {split!r} has a length, so nothing in it can "
+                f"be learned or found: {first_few(told)}; an offset lies after its onset"
+            )
+    for label in sorted(points.keys() - lasting):
+        told = first_few(points[label])
+        warn(f"{task.name}: no event of {label!r} has a length, so it cannot be learned: {told}")
 
 
 def _check_leaks(task: Task, same: SameBytes) -> None:

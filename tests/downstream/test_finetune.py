@@ -241,7 +241,8 @@ def test_best_from_weights_to_a_file(task, source, tmp_path, monkeypatch) -> Non
     assert set(chosen["thresholds"]) == set(chosen["median_frames"]) == set(task.labels)
     (path,) = save(tuned, tmp_path)
     assert path.name == "model.safetensors"
-    model = hps.load_model(path, windowing="overlap")
+    model = hps.load_model(path)
+    assert model.options.windowing == BEST.windowing == "overlap"
     decoding = Decoding(*(tuple(chosen[k].values()) for k in ("thresholds", "median_frames")))
     assert model.decoding == decoding and model.labels == ("high", "low")
     clip = task.clips("test")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import hear_pretrainedsed as hps
 from downstream import finetune_command
+from downstream.embeddings import FrameSource, Weights
 from downstream.finetune_recipes import BEST, RECIPES
+from downstream.protocols import Settings
 from downstream.results import read
+from downstream.tasks import open_task
 from hear_pretrainedsed import cli
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.records import record_sha256
@@ -190,6 +195,35 @@ def test_mistakes_are_one_line(run, data, tmp_path, words, message) -> None:
     code, told, err = run("-o", tmp_path / "out", *filled)
     assert code == 2 and told == "" and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (math.nan, "1 of 5 clips cannot be used: {clip}: NaN at sample 9"),
+        (None, "1 of 5 clips cannot be used: {clip}: truncated: its header states"),
+    ],
+)
+def test_a_bad_clip_is_named_before_any_training(
+    run, tmp_path, monkeypatch, sample, message
+) -> None:
+    folder = tone_folder(tmp_path / "own")
+    clip = folder / "4.wav"  # of the test split
+    if sample is None:
+        clip.write_bytes(clip.read_bytes()[:-4000])
+    else:
+        audio, rate = soundfile.read(clip)
+        audio[9] = sample
+        soundfile.write(clip, audio, rate, subtype="FLOAT")
+    monkeypatch.setattr(finetune_command.tuning, "tune", lambda job: 1 / 0)
+    for more in ([], ["--dry-run"]):
+        code, told, err = run("--data", folder, "-o", tmp_path / "out", *more)
+        assert (code, told, len(err.splitlines())) == (2, "", 1)
+        assert message.format(clip=clip) in err
+        assert not (tmp_path / "out").exists()
+    source = FrameSource(Weights(CHECKPOINT, clip, ""), (), tmp_path / "cache")
+    with pytest.raises(ValueError, match="1 of 5 clips cannot be used"):  # as `evaluate` runs it
+        finetune_command.tuning.mode("best", open_task(folder), source, Settings(), 0)
 
 
 def ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,10 @@ def test_classes_that_read_alike(folder: Path) -> None:
 def test_label_tracks_as_audacity_writes_them(folder: Path) -> None:
     write(folder, ".txt")
     (folder / "a.txt").write_text("0,1\t0,2\tdog barks\n\\\t100,0\t200,0\n\n0.3\t0.3\tclick\n")
-    with pytest.warns(TaskWarning, match="without an event"):
+    with (
+        pytest.warns(TaskWarning, match="without an event"),
+        pytest.warns(TaskWarning, match="no event of 'click' has a length"),
+    ):
         task = open_task(folder)
     assert events_of(task)["a.wav"] == ((0.1, 0.2, "dog barks"), (0.3, 0.3, "click"))
     (folder / "a.txt").write_text("0.1\t0.2\tdog\n0.3\t0.4\t\n")
@@ -320,3 +323,20 @@ def test_too_few_files() -> None:
     with pytest.raises(ValueError, match="2 files: train, valid and test need at least 3"):
         stratified({"a": {"x"}, "b": {"x"}}, 0)
     assert sorted(stratified({"a": {"x"}, "b": {"x"}, "c": {"x"}}, 0).values()) == sorted(SPLITS)
+
+
+def test_events_without_length(folder: Path) -> None:
+    """Audacity's point labels: they fill no frame, so there is nothing to learn."""
+    points = {file: [(0.1, 0.1, "dog"), (0.2, 0.2, "cat")] for file in FILES}
+    write(folder, ".txt", points)
+    with pytest.raises(
+        ValueError, match="no event of the split 'train' has a length, .*wav cat at 0.2 s"
+    ):
+        open_task(folder)
+    write(folder, ".txt", {file: [(0.1, 0.3, "dog"), (0.2, 0.2, "cat")] for file in FILES})
+    with pytest.warns(TaskWarning, match="no event of 'cat' has a length, so it cannot be learned"):
+        open_task(folder)
+    with pytest.raises(ValueError, match="no event of 'cat' .* because of strict"):
+        open_task(folder, strict=True)
+    write(folder, ".txt", EVENTS | {"a.wav": points["a.wav"]})
+    open_task(folder, strict=True)  # some of a class: as they are
