@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 import os
@@ -28,6 +29,21 @@ def first_few(offenders: Iterable[object]) -> str:
     found = list(offenders)
     more = f" and {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
     return ", ".join(map(str, found[:_N_SHOWN])) + more
+
+
+def read_utf8(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte-order mark; `ValueError` for other encodings."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        where = "it is UTF-16" if is_utf16 else f"line {line} is in another encoding"
+        raise ValueError(f"{path}: {where}; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path}: bytes of zero in it, as UTF-16 has them; save it as UTF-8")
+    return text
 
 
 def warn(text: str) -> None:

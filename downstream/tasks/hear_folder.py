@@ -9,6 +9,7 @@ without a word (unknown labels, times that are no times, a clip in two splits) i
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -84,10 +85,11 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     """The classes of `labelvocabulary.csv`, by their index."""
     path = folder / "labelvocabulary.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = {int(row["idx"]): row["label"] for row in csv.DictReader(file)}
+        table = io.StringIO(checks.read_utf8(path), newline="")
     except FileNotFoundError:
         raise ValueError(f"{folder}: no labelvocabulary.csv in it") from None
+    try:
+        rows = {int(row["idx"]): row["label"] for row in csv.DictReader(table)}
     except (KeyError, ValueError, TypeError):
         raise ValueError(f"{path}: wanted the columns idx (0, 1, ...) and label") from None
     if sorted(rows) != list(range(len(rows))) or not rows:
@@ -142,7 +144,7 @@ def fold_rotations(splits: Iterable[str]) -> tuple[Rotation, ...]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(checks.read_utf8(path))
     except FileNotFoundError:
         raise ValueError(f"{path.parent}: no {path.name} in it, so it is no HEAR task") from None
     except json.JSONDecodeError as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from downstream.tasks.checks import first_few
+from downstream.tasks.checks import first_few, read_utf8, warn
 from downstream.tasks.own_split import SPLITS
 from downstream.tasks.task import Triple
 from hear_pretrainedsed.registry import unknown
@@ -53,7 +55,19 @@ def read(folder: Path, audio: Sequence[Path], given: str | None, column: str | N
         raise ValueError(f"{found.source} has no column {column!r}; only tables (.tsv) have any")
     if not any(found.events.values()):
         raise ValueError(f"{found.source}: no event in it")
+    _check_spelling(found)
     return found
+
+
+def _check_spelling(found: Labels) -> None:
+    """Warn of classes whose names a reader would take for one."""
+    alike: dict[str, set[str]] = {}
+    for label in {label for rows in found.events.values() for *_, label in rows}:
+        words = unicodedata.normalize("NFKC", label).casefold().split()
+        alike.setdefault(" ".join(words), set()).add(label)
+    groups = [" and ".join(map(repr, sorted(names))) for names in alike.values() if len(names) > 1]
+    if groups:
+        warn(f"{found.source}: classes that read alike: {first_few(sorted(groups))}")
 
 
 def _only_form(folder: Path, audio: Sequence[Path]) -> str:
@@ -69,25 +83,43 @@ def _only_form(folder: Path, audio: Sequence[Path]) -> str:
 
 
 def _read_table(path: Path, column: str | None) -> Labels:
-    """Rows of filename, onset, offset, event_label; one without the latter: nothing sounds."""
+    """Rows of filename, onset, offset, event_label; with the first alone: nothing sounds."""
     found, splits = Labels(path), {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file, delimiter="\t", restval="")
-        names = table.fieldnames or ()
-        for name in (*_COLUMNS, *([column] if column else ())):
-            if name not in names:
-                raise ValueError(f"{path}: {unknown('column', name, names)}")
-        column = column or (SPLIT_COLUMN if SPLIT_COLUMN in names else None)
-        for row in table:
-            events = found.events.setdefault(row["filename"], [])
-            if row["event_label"]:
-                place = f"{path}, line {table.line_num}"
-                events.append(_triple(row["onset"], row["offset"], row["event_label"], place))
-            if column:
-                splits.setdefault(row["filename"], {})[row[column]] = None
+    text = io.StringIO(read_utf8(path), newline="")
+    table = csv.DictReader(text, delimiter="\t", restkey="", restval="", strict=True)
+    names = table.fieldnames or ()
+    _check_columns(path, names)
+    if column and column not in names:
+        raise ValueError(f"{path}: {unknown('column', column, names)}")
+    column = column or (SPLIT_COLUMN if SPLIT_COLUMN in names else None)
+    for row in _rows(path, table):
+        file, onset, offset, label = (row[name].strip() for name in _COLUMNS)
+        place = f"{path}, line {table.line_num}"
+        if not file:
+            raise ValueError(f"{place}: no filename")
+        events = found.events.setdefault(row["filename"], [])
+        if onset or offset or label:
+            events.append(_triple(onset, offset, label, place))
+        if column:
+            splits.setdefault(row["filename"], {})[row[column].strip()] = None
     if column:
         found.split = {file: _one_split(path, file, given) for file, given in splits.items()}
     return found
+
+
+def _rows(path: Path, table: csv.DictReader) -> Iterator[dict[str, str]]:
+    try:
+        yield from table
+    except csv.Error as error:  # a quotation mark that is not closed hides all that follows
+        raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+
+
+def _check_columns(path: Path, names: Iterable[str]) -> None:
+    missing = [name for name in _COLUMNS if name not in names]
+    if not missing:
+        return
+    told = f"{path}: no column {missing[0]!r}; needed: {', '.join(_COLUMNS)}, separated by tabs"
+    raise ValueError(f"{told}; found: {first_few(map(repr, names)) or 'an empty file'}")
 
 
 def _one_split(path: Path, file: str, given: dict[str, None]) -> str:
@@ -101,7 +133,7 @@ def _one_split(path: Path, file: str, given: dict[str, None]) -> str:
 
 def _read_json(path: Path) -> Labels:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
@@ -115,7 +147,9 @@ def _read_json(path: Path) -> Labels:
 def _json_event(row: Any, path: Path, file: str) -> Triple:
     if not isinstance(row, dict) or any(key not in row for key in _KEYS):
         raise ValueError(f"{path}: {file}: an event has {', '.join(_KEYS)}; got {row}")
-    return _triple(row["onset_s"], row["offset_s"], str(row["label"]), f"{path}: {file}")
+    if not isinstance(row["label"], str):
+        raise ValueError(f"{path}: {file}: a label is text in quotes; got {row}")
+    return _triple(row["onset_s"], row["offset_s"], row["label"], f"{path}: {file}")
 
 
 def _read_audacity(folder: Path, audio: Sequence[Path]) -> Labels:
@@ -142,7 +176,7 @@ def _label_files(audio: Path) -> list[Path]:
 def _read_label_track(path: Path) -> list[Triple]:
     """Lines of onset, offset (s), label; those with a backslash are frequency ranges."""
     events = []
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_utf8(path).splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("\\"):
             continue
@@ -155,6 +189,9 @@ def _read_label_track(path: Path) -> list[Triple]:
 
 
 def _triple(onset: Any, offset: Any, label: str, place: str) -> Triple:
+    label = label.strip()  # a blank that nobody sees would make another class
+    if not label:
+        raise ValueError(f"{place}: {onset!r} to {offset!r} has no label")
     try:
         return float(onset), float(offset), label
     except (TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -147,6 +148,10 @@ def test_recordings_without_labels(folder: Path) -> None:
         ("z.wav\t0\t1\tx", "1 of 2 files have no audio: z.wav"),
         ("a.wav\t0\tone\tx", "labels.tsv, line 3: '0' to 'one' are no times"),
         ("a.wav\t0.1\t\tx", "line 3: '0.1' to '' are no times"),
+        ("a.wav\t0.1\t0.2\t ", "line 3: '0.1' to '0.2' has no label"),
+        ("a.wav\t\t\tx", "line 3: '' to '' are no times"),
+        ("\t0.1\t0.2\tx", "line 3: no filename"),
+        ('a.wav\t0.1\t0.2\t"x', "labels.tsv, line .*: unexpected end"),
         ("b.wav\t0.1\tnan\tx", "times are finite.*b.wav x 0.1 to nan"),
         ("b.wav\t-0.1\t0.2\tx", "not negative"),
         ("b.wav\t0.6\t0.7\tx", "begin after their clip's end"),
@@ -166,6 +171,8 @@ def test_wrong_rows(folder: Path, row: str, match: str) -> None:
         ("[]", r"wanted \{file: \[\{label, onset_s, offset_s\}\]\}"),
         ('{"a.wav": [{"label": "x", "start": 1, "end": 2}]}', "a.wav: an event has label, onset_s"),
         ('{"a.wav": [{"label": "x", "onset_s": null, "offset_s": 2}]}', "None to 2 are no times"),
+        ('{"a.wav": [{"label": null, "onset_s": 1, "offset_s": 2}]}', "a label is text in quotes"),
+        ('{"a.wav": [{"label": " ", "onset_s": 1, "offset_s": 2}]}', "a.wav: 1 to 2 has no label"),
         ('{"a.wav": []}', "labels.json: no event in it"),
     ],
 )
@@ -173,6 +180,53 @@ def test_wrong_json(folder: Path, text: str, match: str) -> None:
     (folder / "labels.json").write_text(text)
     with pytest.raises(ValueError, match=match):
         open_task(folder)
+
+
+@pytest.mark.parametrize(
+    ("head", "match"),
+    [
+        (
+            "filename\tstart\toffset\tlabel",
+            "labels.tsv: no column 'onset'; needed: filename, onset, offset, event_label, "
+            "separated by tabs; found: 'filename', 'start', 'offset' and 1 more$",
+        ),
+        (HEAD.replace("\t", ","), "no column 'filename'.*tabs; found: 'filename,onset,offset,eve"),
+        ("", "no column 'filename'; .*found: an empty file"),
+    ],
+)
+def test_a_table_without_its_columns(folder: Path, head: str, match: str) -> None:
+    table(folder, *(["a.wav\t0.1\t0.2\tx"] if head else []), head=head)
+    with pytest.raises(ValueError, match=match):
+        open_task(folder)
+
+
+@pytest.mark.parametrize("form", ["tsv", "json", ".txt"])
+def test_labels_in_another_encoding(folder: Path, form: str) -> None:
+    write(folder, form)
+    path = folder / ("a.txt" if form == ".txt" else f"labels.{form}")
+    text = path.read_text().replace("dog", "Tür")
+    path.write_text(text, encoding="utf-8-sig")
+    with warnings.catch_warnings(action="ignore"):
+        assert "Tür" in open_task(folder).labels
+    path.write_text(text, encoding="latin-1")
+    line = text[: text.index("Tür")].count("\n") + 1
+    with pytest.raises(ValueError, match=rf"{path.name}: line {line} is in another .*as UTF-8$"):
+        open_task(folder)
+    for encoding, match in (("utf-16", "it is UTF-16; save"), ("utf-16-le", "bytes of zero")):
+        path.write_text(text.replace("ü", "u"), encoding=encoding)
+        with pytest.raises(ValueError, match=f"{path.name}: {match}"):
+            open_task(folder)
+
+
+def test_classes_that_read_alike(folder: Path) -> None:
+    rows = [f"{file}\t0.1\t0.3\tdog " for file in FILES]
+    table(folder, *rows, *(f"{file}\t0.1\t0.3\t dog" for file in FILES))
+    assert open_task(folder, strict=True).labels == ("dog",)
+    table(folder, *rows, *(f"{file}\t0.1\t0.3\tDog" for file in FILES))
+    with pytest.warns(TaskWarning, match="classes that read alike: 'Dog' and 'dog'$"):
+        assert open_task(folder).labels == ("Dog", "dog")
+    with pytest.raises(ValueError, match="'Dog' and 'dog' .refused because of strict"):
+        open_task(folder, strict=True)
 
 
 def test_label_tracks_as_audacity_writes_them(folder: Path) -> None:
