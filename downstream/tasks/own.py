@@ -19,6 +19,7 @@ from downstream.tasks.sources import duration_s
 from downstream.tasks.task import Clip, Facts, Rotation, Task
 from hear_pretrainedsed.audio import EXTENSIONS, audio_files
 
+_MS_TIMES = 10  # a time this many clips long is no slip
 _STOCK_METRICS = ("event_onset_200ms_fms", "segment_1s_er")  # protocol `hear` selects by these
 
 
@@ -43,6 +44,7 @@ def _open(
         in_files = {file: {label for _, _, label in rows} for file, rows in found.events.items()}
         split = found.split or own_split.stratified(in_files, seed)
         task = _task(folder, facts, found, paths, split)
+        _check_seconds(task)
         checks.check_task(task)
     return task
 
@@ -73,6 +75,18 @@ def _task(
     version = task.digest()[:12]  # of the labels: an edited table is another task
     hear = task_metadata(name, version, "own", splits, None, _STOCK_METRICS)
     return replace(task, version=version, hear=hear)
+
+
+def _check_seconds(task: Task) -> None:
+    """Refuse times far beyond their clips that would fit as milliseconds."""
+    events = [(clip, event) for clip in task.clips(task.splits) for event in clip.events]
+    far = [pair for pair in events if pair[1][1] > _MS_TIMES * pair[0].duration_s]
+    if far and all(offset / 1000 <= clip.duration_s for clip, (_, offset, _) in events):
+        told = (f"{clip.file} {b:g} (clip: {clip.duration_s:g} s)" for clip, (_, b, _) in far)
+        raise ValueError(
+            f"{task.name}: {len(far)} of {len(events)} events end far beyond their clip; times are "
+            f"in seconds, are these milliseconds? {checks.first_few(told)}"
+        )
 
 
 def _paths(found: own_labels.Labels, audio: Mapping[str, Path]) -> dict[str, Path]:

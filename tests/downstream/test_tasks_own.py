@@ -218,6 +218,18 @@ def test_labels_in_another_encoding(folder: Path, form: str) -> None:
             open_task(folder)
 
 
+@pytest.mark.parametrize("onset", [100, 0.2])
+def test_milliseconds(folder: Path, onset: float) -> None:
+    rows = [f"{file}\t{onset}\t300\tx" for file in FILES]
+    table(folder, *rows)
+    match = r"10 of 10 events end far .* seconds, are these milliseconds\? a.wav 300"
+    with pytest.raises(ValueError, match=match):
+        open_task(folder)
+    table(folder, "a.wav\t9\t501\tx", *rows)  # it would not fit as milliseconds either
+    with pytest.raises(ValueError, match="events begin after their clip's end: a.wav x 9 to 501 s"):
+        open_task(folder)
+
+
 def test_classes_that_read_alike(folder: Path) -> None:
     rows = [f"{file}\t0.1\t0.3\tdog " for file in FILES]
     table(folder, *rows, *(f"{file}\t0.1\t0.3\t dog" for file in FILES))
