@@ -121,6 +121,10 @@ def _open(data: Path | None, task: str | None, strict: bool) -> Task:
         return open_named(task, data, strict)
     if data is None:
         raise ValueError("nothing to learn from: give --data DIR or --task NAME")
+    if data.is_file():
+        raise ValueError(f"--data takes a folder, and {data} is a file")
+    if not data.is_dir():
+        raise ValueError(f"--data: there is no folder {data}")
     return open_task(data, strict=strict)
 
 

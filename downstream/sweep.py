@@ -21,7 +21,7 @@ from downstream import own_head, results
 from downstream.embeddings import FrameSource, Weights, find_weights
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.scoring import score_task
-from downstream.tasks import TASKS, Task, open_task
+from downstream.tasks import TASKS, Task, find_task, open_task
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import unknown
 
@@ -106,10 +106,12 @@ def open_named(text: str, data: Path | None, strict: bool) -> Task:
     NAME:SPLIT is a task with another split than its own.
     """
     if Path(text).is_dir():
-        return open_task(text, strict=strict)
+        return open_task(Path(text), strict=strict)
     words, _, given = text.partition("=")
     name, _, split = words.partition(":")
     if name not in TASKS:
+        if "/" in words:
+            find_task(Path(text))  # says what is wrong with a folder that is none
         raise ValueError(f"{unknown('task', name, TASKS)}; or give a folder")
     folder = Path(given) if given else _folder_of(name, data or cache_folder() / "tasks")
     options = {"split": split} if split else {}

@@ -95,6 +95,7 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         (["--grid", "fastest"], "'fastest'.*fast"),
         (["--tasks", "dcase2016_task"], "'dcase2016_task'.*dcase2016_task2.*folder"),
         (["--tasks", "dcase2016_task2"], "no data of dcase2016_task2"),
+        (["--tasks", "none/here"], "there is no folder none/here"),
         (["--steps-scale", "-1", "--protocols", "paper"], "-1"),
         (["--seeds", "0"], "seeds"),
     ],
@@ -170,6 +171,14 @@ def test_a_head_of_its_own_on_audioset_strong(
     assert "70 of 16 996 clips" in capsys.readouterr().out
     assert run(*words, "--corpus", corpus, "--results", tmp_path / "r") == 0
     assert len((tmp_path / "r" / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_with_the_name_of_a_task(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").symlink_to(task)
+    monkeypatch.chdir(tmp_path)
+    assert sweep.open_named("own", None, False).name == "synthetic_events"
 
 
 def test_a_task_in_a_folder_of_another_name(task: Path) -> None:

@@ -31,7 +31,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tone_folder(tmp_path_factory.mktemp("tones") / "own")
+    folder = tone_folder(tmp_path_factory.mktemp("tones") / "own")
+    (folder.parent / "empty").mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -155,7 +157,10 @@ def test_an_own_file_to_start_from_and_a_task_by_name(run, data, tmp_path, weigh
         (("--data", "{data}", "--logger", "wandb"), "needs the package wandb"),
         (("--data", "{data}", "--device", "tpu"), "unknown device 'tpu'"),
         (("--data", "{data}", "--weights", "none.pt"), "there is no file none.pt"),
-        (("--data", "none"), "unknown task 'none'"),
+        (("--data", "none"), "--data: there is no folder none"),
+        (("--data", "own"), "--data: there is no folder own"),
+        (("--data", "{data}/0.wav"), "--data takes a folder, and "),
+        (("--data", "{data}/../empty"), "no audio in"),
         (("--task", "none"), "unknown task 'none'"),
         (("--data", "{data}", "--steps-scale", "0"), "it has to be above 0"),
         (("--data", "{data}", "--max-steps", "0"), "greater than or equal to 1"),

@@ -110,8 +110,13 @@ def test_a_task_is_named_or_in_a_known_folder(tmp_path: Path) -> None:
         open_task("maestro_5hr")
     with pytest.raises(ValueError, match="maestro_5hr: .*none is no folder"):
         open_task("maestro_5hr", tmp_path / "none")
-    with pytest.raises(ValueError, match="no layout that is known"):
+    with pytest.raises(ValueError, match="no audio in .*flac, .*nor the layout of a task"):
         open_task(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder .*/none$"):
+        open_task(str(tmp_path / "none"))
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ValueError, match="a task is a folder, and .*/a is a file"):
+        open_task(str(tmp_path / "a"))
     folder = hear_task(tmp_path / "t", three_splits())
     with pytest.raises(ValueError, match="'stric'; did you mean 'strict'"):
         open_task(folder, stric=True)
