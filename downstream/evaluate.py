@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from downstream import sweep
+from downstream.own_options import LabelsFile, SplitColumn, SplitSeed, check_used
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
-from downstream.tasks import TASKS
+from downstream.tasks import TASKS, LabelChoice
 from hear_pretrainedsed.cli_options import Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
@@ -63,6 +64,9 @@ def evaluate(
     precision: Precision = "fp32",
     device: Device = "auto",
     strict: Strict = False,
+    labels: LabelsFile = None,
+    split_column: SplitColumn = None,
+    split_seed: SplitSeed = None,
     executor: Executor = "local",
 ) -> None:
     """Score checkpoints on tasks under named protocols; a table at the end."""
@@ -84,9 +88,10 @@ def evaluate(
     names = select("checkpoint", split_list(checkpoints), CHECKPOINTS)
     wanted = list(protocol_modes(split_list(protocols), split_list(modes)))
     folders = [with_corpus(task, corpus) for task in split_list(tasks)]
-    for task in folders:
-        sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
-    todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
+    choice = LabelChoice(labels, split_column, split_seed)
+    # refuse what cannot be used before anything is run
+    check_used(choice, [sweep.open_named(task, data, strict, choice) for task in folders])
+    todo = sweep.jobs(names, folders, wanted, seeds, data, strict, choice)
     place = sweep.Place(results, embeddings or cache_folder() / "embeddings", settings)
     screen = Screen(len(todo))
     with screen.bar:

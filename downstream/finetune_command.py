@@ -24,10 +24,11 @@ from downstream import results
 from downstream.cells import plain
 from downstream.embeddings import Weights, find_weights
 from downstream.finetune_recipes import RECIPES
+from downstream.own_options import LabelsFile, SplitColumn, SplitSeed, check_used
 from downstream.protocols import Settings
 from downstream.scoring import score_task
-from downstream.sweep import open_named
-from downstream.tasks import Task, open_task
+from downstream.sweep import open_folder, open_named
+from downstream.tasks import LabelChoice, Task
 from hear_pretrainedsed.cli_options import (
     BatchSize,
     CheckpointName,
@@ -88,6 +89,9 @@ def finetune(
     save_every: SaveEvery = None,
     dry_run: DryRun = False,
     strict: Strict = False,
+    labels: LabelsFile = None,
+    split_column: SplitColumn = None,
+    split_seed: SplitSeed = None,
 ) -> None:
     """Fine-tune a checkpoint on a task or on your own recordings; the best is kept and scored."""
     if protocol not in RECIPES:
@@ -106,7 +110,7 @@ def finetune(
         save_every=save_every,
     )
     get_checkpoint(checkpoint)
-    opened = _open(data, task, strict)
+    opened = _open(data, task, strict, LabelChoice(labels, split_column, split_seed))
     found = _weights(checkpoint, weights)
     settings = Settings(precision, place.device, steps_scale, max_steps=max_steps)
     job = tuning.Job(protocol, opened, found, settings, seed, place)
@@ -116,16 +120,19 @@ def finetune(
     run(job, out)
 
 
-def _open(data: Path | None, task: str | None, strict: bool) -> Task:
+def _open(data: Path | None, task: str | None, strict: bool, choice: LabelChoice) -> Task:
     if task is not None:
-        return open_named(task, data, strict)
-    if data is None:
+        opened = open_named(task, data, strict, choice)
+    elif data is None:
         raise ValueError("nothing to learn from: give --data DIR or --task NAME")
-    if data.is_file():
+    elif data.is_file():
         raise ValueError(f"--data takes a folder, and {data} is a file")
-    if not data.is_dir():
+    elif not data.is_dir():
         raise ValueError(f"--data: there is no folder {data}")
-    return open_task(data, strict=strict)
+    else:
+        opened = open_folder(data, strict, choice)
+    check_used(choice, [opened])
+    return opened
 
 
 def _weights(checkpoint: str, path: Path | None) -> Weights:

@@ -13,12 +13,23 @@ from downstream.tasks.dcase2016_task2 import DCASE2016_TASK2
 from downstream.tasks.desed import DESED, DESED_PUBLIC
 from downstream.tasks.hear_folder import HEAR_FOLDER
 from downstream.tasks.maestro_5hr import MAESTRO_5HR
-from downstream.tasks.own import OWN
+from downstream.tasks.own import OWN, LabelChoice
 from downstream.tasks.task import Clip, ExtraClip, Facts, Rotation, Task
 from hear_pretrainedsed.audio import EXTENSIONS
 from hear_pretrainedsed.registry import unknown
 
-__all__ = ["TASKS", "Clip", "ExtraClip", "Facts", "Rotation", "Task", "find_task", "open_task"]
+__all__ = [
+    "OWN",
+    "TASKS",
+    "Clip",
+    "ExtraClip",
+    "Facts",
+    "LabelChoice",
+    "Rotation",
+    "Task",
+    "find_task",
+    "open_task",
+]
 
 # A folder is the first one's that recognises it.
 _ALL = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from downstream.tasks import checks, own_labels, own_split
@@ -23,16 +23,32 @@ _MS_TIMES = 10  # a time this many clips long is no slip
 _STOCK_METRICS = ("event_onset_200ms_fms", "segment_1s_er")  # protocol `hear` selects by these
 
 
+@dataclass(frozen=True)
+class LabelChoice:
+    """Which labels of a folder are taken, and how it is divided; None: what is there.
+
+    `labels`, `split_column` as in `own_labels.read`; `seed` draws the splits without a column.
+    """
+
+    labels: str | None = None
+    split_column: str | None = None
+    seed: int | None = None
+
+    def options(self) -> dict[str, str | int]:
+        """What was chosen, as options of the task `own`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 def _open(
     folder: Path,
     facts: Facts,
     *,
     labels: str | None = None,
     split_column: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     strict: bool = False,
 ) -> Task:
-    """`labels`, `split_column` as in `own_labels.read`; `seed` draws the split without a column."""
+    """The options are those of `LabelChoice`."""
     with checks.strictly(strict):
         audio = audio_files([folder])
         found = own_labels.read(folder, audio, labels, split_column)
@@ -42,7 +58,9 @@ def _open(
         if unused:
             checks.warn(f"{len(unused)} recordings have no labels: {checks.first_few(unused)}")
         in_files = {file: {label for _, _, label in rows} for file, rows in found.events.items()}
-        split = found.split or own_split.stratified(in_files, seed)
+        if found.split and seed is not None:
+            raise ValueError(f"{found.source} has a column of splits: a seed would draw nothing")
+        split = found.split or own_split.stratified(in_files, seed or 0)
         task = _task(folder, facts, found, paths, split)
         _check_seconds(task)
         checks.check_task(task)
