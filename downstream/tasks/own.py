@@ -90,7 +90,7 @@ def _task(
         splits=splits,
         rotations=(Rotation(("train",), ("valid",), ("test",)),),
     )
-    version = task.digest()[:12]  # of the labels: an edited table is another task
+    version = task.labels_digest()[:12]  # of the labels: an edited table is another task
     hear = task_metadata(name, version, "own", splits, None, _STOCK_METRICS)
     return replace(task, version=version, hear=hear)
 

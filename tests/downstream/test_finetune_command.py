@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 import hear_pretrainedsed as hps
@@ -121,6 +122,12 @@ def test_a_model_and_its_scores_and_the_same_again(run, data, tmp_path, monkeypa
     assert code == 2 and "begun with other settings: max_steps was 3, is 4" in err
     code, _, err = run(*words, "--seed", 1, "--protocol", "paper")
     assert code == 2 and "seed was 0, is 1" in err and "protocol was 'best', is 'paper'" in err
+    replaced = tmp_path / "own"
+    shutil.copytree(data, replaced)
+    assert run("--data", replaced, *words[2:])[0] == 0  # the same recordings elsewhere
+    soundfile.write(replaced / "0.wav", soundfile.read(replaced / "1.wav")[0][::-1], 16_000)
+    code, _, err = run("--data", replaced, *words[2:])
+    assert code == 2 and "begun with other settings: task_digest was" in err
 
 
 @pytest.mark.slow

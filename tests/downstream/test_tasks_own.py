@@ -8,7 +8,9 @@ import warnings
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +76,12 @@ def test_the_version_is_that_of_the_labels(folder: Path) -> None:
     first = open_task(folder)
     assert open_task(folder).version == first.version
     assert open_task(folder, seed=1).version != first.version
+    digest = first.digest()
+    noise(folder / "a.wav", 0.5)
+    assert first.digest() == digest
+    soundfile.write(folder / "a.wav", np.zeros(8_000), 16_000)
+    again = open_task(folder)
+    assert again.version == first.version and again.digest() != digest
     write(folder, "tsv", EVENTS | {"a.wav": [(0.1, 0.31, "dog")]})
     assert open_task(folder).version != first.version
 
