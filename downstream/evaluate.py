@@ -19,11 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from downstream import sweep
 from downstream.every_task import ALL, every_task
+from downstream.own_options import LabelsFile, SplitColumn, SplitSeed, check_used
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
-from downstream.tasks import TASKS
+from downstream.tasks import TASKS, LabelChoice
 from hear_pretrainedsed.cli_options import BatchSize, Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
@@ -65,6 +66,9 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = None,
     strict: Strict = False,
+    labels: LabelsFile = None,
+    split_column: SplitColumn = None,
+    split_seed: SplitSeed = None,
     executor: Executor = "local",
 ) -> None:
     """Score checkpoints on tasks under named protocols; a table at the end."""
@@ -87,12 +91,13 @@ def evaluate(
         batch_size=batch_size,
     )
     names = select("checkpoint", split_list("--checkpoints", checkpoints), CHECKPOINTS)
-    chosen = split_list("--protocols", protocols), split_list("--modes", modes)
-    wanted = list(protocol_modes(*chosen))
-    folders = task_words(split_list("--tasks", tasks), data, corpus, strict)
-    for task in folders:
-        sweep.open_named(task, data, strict)  # refuse what cannot be used before anything is run
-    todo = sweep.jobs(names, folders, wanted, seeds, data, strict)
+    named = split_list("--protocols", protocols), split_list("--modes", modes)
+    wanted = list(protocol_modes(*named))
+    choice = LabelChoice(labels, split_column, split_seed)
+    folders = task_words(split_list("--tasks", tasks), data, corpus, strict, choice)
+    # refuse what cannot be used before anything is run
+    check_used(choice, [sweep.open_named(task, data, strict, choice) for task in folders])
+    todo = sweep.jobs(names, folders, wanted, seeds, data, strict, choice)
     place = sweep.Place(results, embeddings or cache_folder() / "embeddings", settings)
     screen = Screen(len(todo))
     with screen.bar:
@@ -119,7 +124,7 @@ def split_list(option: str, values: Sequence[str]) -> list[str]:
 
 
 def task_words(
-    tasks: Sequence[str], data: Path | None, corpus: Path | None, strict: bool
+    tasks: Sequence[str], data: Path | None, corpus: Path | None, strict: bool, choice: LabelChoice
 ) -> list[str]:
     """Tasks in words that another process understands; what `all` leaves out is told of."""
     found: dict[str, None] = {}
@@ -127,7 +132,7 @@ def task_words(
         if task != ALL:
             found[with_corpus(task, corpus)] = None
             continue
-        words, left_out = every_task(data, corpus, strict)
+        words, left_out = every_task(data, corpus, strict, choice)
         found |= dict.fromkeys(words)
         for line in left_out:
             say(f"left out: {line}")

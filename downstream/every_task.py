@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from downstream.sweep import open_named
-from downstream.tasks import TASKS
+from downstream.sweep import AS_IT_IS, open_named
+from downstream.tasks import TASKS, LabelChoice
 from hear_pretrainedsed.records import cache_folder
 
 ALL = "all"
 
 
-def every_task(data: Path | None, corpus: Path | None, strict: bool) -> tuple[list[str], list[str]]:
+def every_task(
+    data: Path | None, corpus: Path | None, strict: bool, choice: LabelChoice = AS_IT_IS
+) -> tuple[list[str], list[str]]:
     """Tasks in the folders right below `data` (None: the cache's), and lines on what is left out.
 
     Left out are folders that are no task, and known tasks that have no data there; tasks for
@@ -28,7 +30,7 @@ def every_task(data: Path | None, corpus: Path | None, strict: bool) -> tuple[li
         if not path.is_dir() or path.name.startswith(".") or path.suffix == ".part":
             continue
         try:
-            known.add(open_named(str(path), data, strict).facts.name)
+            known.add(open_named(str(path), data, strict, choice).facts.name)
             found.append(str(path))
         except ValueError as error:
             if strict:

@@ -25,10 +25,11 @@ from downstream import results
 from downstream.cells import plain
 from downstream.embeddings import Weights, find_weights
 from downstream.finetune_recipes import RECIPES, changes
+from downstream.own_options import LabelsFile, SplitColumn, SplitSeed, check_used
 from downstream.protocols import Settings
 from downstream.scoring import score_task
-from downstream.sweep import open_named
-from downstream.tasks import Task, open_task
+from downstream.sweep import open_folder, open_named
+from downstream.tasks import LabelChoice, Task
 from downstream.tasks.checks import check_audio
 from hear_pretrainedsed.cli_options import (
     BatchSize,
@@ -95,6 +96,9 @@ def finetune(
     set_: Set = None,
     dry_run: DryRun = False,
     strict: Strict = False,
+    labels: LabelsFile = None,
+    split_column: SplitColumn = None,
+    split_seed: SplitSeed = None,
 ) -> None:
     """Fine-tune a checkpoint on a task or on your own recordings; the best is kept and scored."""
     if protocol not in RECIPES:
@@ -114,7 +118,7 @@ def finetune(
         save_every=save_every,
     )
     get_checkpoint(checkpoint)
-    opened = _open(data, task, strict)
+    opened = _open(data, task, strict, LabelChoice(labels, split_column, split_seed))
     found = _weights(checkpoint, weights)
     check_audio(opened)
     settings = Settings(
@@ -127,12 +131,19 @@ def finetune(
     run(job, out)
 
 
-def _open(data: Path | None, task: str | None, strict: bool) -> Task:
+def _open(data: Path | None, task: str | None, strict: bool, choice: LabelChoice) -> Task:
     if task is not None:
-        return open_named(task, data, strict)
-    if data is None:
+        opened = open_named(task, data, strict, choice)
+    elif data is None:
         raise ValueError("nothing to learn from: give --data DIR or --task NAME")
-    return open_task(data, strict=strict)
+    elif data.is_file():
+        raise ValueError(f"--data takes a folder, and {data} is a file")
+    elif not data.is_dir():
+        raise ValueError(f"--data: there is no folder {data}")
+    else:
+        opened = open_folder(data, strict, choice)
+    check_used(choice, [opened])
+    return opened
 
 
 def _weights(checkpoint: str, path: Path | None) -> Weights:

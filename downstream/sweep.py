@@ -23,11 +23,12 @@ from downstream import own_head, results
 from downstream.embeddings import FrameSource, Weights, find_weights
 from downstream.protocols import PROTOCOLS, Settings
 from downstream.scoring import score_task
-from downstream.tasks import TASKS, Task, open_task
+from downstream.tasks import OWN, TASKS, Facts, LabelChoice, Task, find_task, open_task
 from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import unknown
 
+AS_IT_IS = LabelChoice()
 WITHOUT_SEEDS = frozenset({"knn"})  # modes in which nothing is random
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 OWN_HEAD = ("paper", "own_head")  # how tasks for evaluation only are scored
@@ -37,7 +38,7 @@ OWN_HEAD = ("paper", "own_head")  # how tasks for evaluation only are scored
 class Job:
     """What one cell is of, in words that another process understands.
 
-    task: a folder, or NAME or NAME:SPLIT below `data`.
+    task: a folder, or NAME or NAME:SPLIT below `data`. choice: for recordings of the user's own.
     """
 
     checkpoint: str
@@ -47,6 +48,7 @@ class Job:
     seed: int
     data: Path | None = None
     strict: bool = False
+    choice: LabelChoice = AS_IT_IS
 
     def __str__(self) -> str:
         task = Path(self.task).name
@@ -84,13 +86,14 @@ def jobs(
     n_seeds: int,
     data: Path | None,
     strict: bool,
+    choice: LabelChoice = AS_IT_IS,
 ) -> list[Job]:
     """All combinations, those that share frames together; without seeds where nothing is random.
 
     On tasks for evaluation only, a checkpoint's own head is scored, whatever else is wanted.
     """
     return [
-        Job(checkpoint, task, protocol, mode, seed, data, strict)
+        Job(checkpoint, task, protocol, mode, seed, data, strict, choice)
         for checkpoint in checkpoints
         for task in tasks
         for protocol, mode in ([OWN_HEAD] if _is_for_evaluation(task) else wanted)
@@ -104,20 +107,32 @@ def _is_for_evaluation(task: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def open_named(text: str, data: Path | None, strict: bool) -> Task:
+def open_named(text: str, data: Path | None, strict: bool, choice: LabelChoice = AS_IT_IS) -> Task:
     """A task by folder, by NAME=FOLDER, or by NAME below the folder of task folders.
 
-    NAME:SPLIT is a task with another split than its own.
+    NAME:SPLIT is a task with another split than its own. `choice` is for the user's own recordings.
     """
     if Path(text).is_dir():
-        return open_task(text, strict=strict)
+        return open_folder(Path(text), strict, choice)
     words, _, given = text.partition("=")
     name, _, split = words.partition(":")
     if name not in TASKS:
+        if "/" in words:
+            find_task(Path(text))  # says what is wrong with a folder that is none
         raise ValueError(f"{unknown('task', name, TASKS)}; or give a folder")
     folder = Path(given) if given else _folder_of(name, data or cache_folder() / "tasks")
-    options = {"split": split} if split else {}
+    options = _chosen(TASKS[name], choice) | ({"split": split} if split else {})
     return open_task(name, folder, strict=strict, **options)
+
+
+def open_folder(folder: Path, strict: bool, choice: LabelChoice) -> Task:
+    """A task by its folder."""
+    facts, folder = find_task(folder)
+    return open_task(facts.name, folder, strict=strict, **_chosen(facts, choice))
+
+
+def _chosen(facts: Facts, choice: LabelChoice) -> dict[str, str | int]:
+    return choice.options() if facts is OWN else {}
 
 
 def _folder_of(name: str, data: Path) -> Path:
@@ -142,7 +157,7 @@ def perform(job: Job, place: Place, store: results.Store, wait: bool) -> results
 
     None if another process is on it and `wait` is not wanted.
     """
-    task = open_named(job.task, job.data, job.strict)
+    task = open_named(job.task, job.data, job.strict, job.choice)
     asked = _Asked(weights_of(job.checkpoint), task, job.protocol, job.mode, job.seed)
     key = results.key_of(asked, place.settings)
     if (known := store.finished(key)) is not None:

@@ -13,11 +13,23 @@ from downstream.tasks.dcase2016_task2 import DCASE2016_TASK2
 from downstream.tasks.desed import DESED, DESED_PUBLIC
 from downstream.tasks.hear_folder import HEAR_FOLDER
 from downstream.tasks.maestro_5hr import MAESTRO_5HR
-from downstream.tasks.own import OWN
+from downstream.tasks.own import OWN, LabelChoice
 from downstream.tasks.task import Clip, ExtraClip, Facts, Rotation, Task
+from hear_pretrainedsed.audio import EXTENSIONS
 from hear_pretrainedsed.registry import unknown
 
-__all__ = ["TASKS", "Clip", "ExtraClip", "Facts", "Rotation", "Task", "open_task"]
+__all__ = [
+    "OWN",
+    "TASKS",
+    "Clip",
+    "ExtraClip",
+    "Facts",
+    "LabelChoice",
+    "Rotation",
+    "Task",
+    "find_task",
+    "open_task",
+]
 
 # A folder is the first one's that recognises it.
 _ALL = (
@@ -36,25 +48,37 @@ TASKS: dict[str, Facts] = {facts.name: facts for facts in _ALL}
 def open_task(name_or_folder: str | Path, folder: Path | None = None, **options: object) -> Task:
     """A task by name, with `folder` holding its data, or by its folder alone.
 
-    `options` are those of the task; `strict` (warnings are errors) is one of every task. Raises
-    `ValueError` for an unknown name, and for data that cannot be used.
+    A `Path` is a folder whatever its name. `options` are those of the task; `strict` (warnings are
+    errors) is one of every task. Raises `ValueError` for an unknown name, and for data that cannot
+    be used.
     """
-    name = str(name_or_folder)
-    if name in TASKS:
-        if folder is None:
-            raise ValueError(f"{name}: give the folder of its data")
-        facts, path = TASKS[name], Path(folder)
-    else:
-        path = Path(name)
-        if not path.is_dir():
-            raise ValueError(f"{unknown('task', name, TASKS)}; or give a folder")
-        facts = next((one for one in TASKS.values() if one.recognises(path)), None)
-        if facts is None:
-            raise ValueError(f"{path}: a folder in no layout that is known; name its task")
-    if not path.is_dir():
-        raise ValueError(f"{name}: {path} is no folder")
+    facts, path = find_task(name_or_folder, folder)
     allowed = [name for name in signature(facts.open).parameters if name not in ("folder", "facts")]
     for option in options:
         if option not in allowed:
             raise ValueError(unknown(f"option of {facts.name}", option, allowed))
     return facts.open(path, facts, **options)
+
+
+def find_task(name_or_folder: str | Path, folder: Path | None = None) -> tuple[Facts, Path]:
+    """Which task that is, by what `open_task` takes, and the folder of its data."""
+    name = str(name_or_folder)
+    if name in TASKS and not isinstance(name_or_folder, Path):
+        if folder is None:
+            raise ValueError(f"{name}: give the folder of its data")
+        if not Path(folder).is_dir():
+            raise ValueError(f"{name}: {folder} is no folder")
+        return TASKS[name], Path(folder)
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"a task is a folder, and {path} is a file")
+    if not path.is_dir():
+        if "/" in name or isinstance(name_or_folder, Path):
+            raise ValueError(f"there is no folder {path}")
+        raise ValueError(f"{unknown('task', name, TASKS)}; or give a folder")
+    facts = next((one for one in TASKS.values() if one.recognises(path)), None)
+    if facts is None:
+        raise ValueError(
+            f"no audio in {path} ({', '.join(sorted(EXTENSIONS))}), nor the layout of a task"
+        )
+    return facts, path

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from downstream.tasks import checks, own_labels, own_split
@@ -19,7 +19,24 @@ from downstream.tasks.sources import duration_s
 from downstream.tasks.task import Clip, Facts, Rotation, Task
 from hear_pretrainedsed.audio import EXTENSIONS, audio_files
 
+_MS_TIMES = 10  # a time this many clips long is no slip
 _STOCK_METRICS = ("event_onset_200ms_fms", "segment_1s_er")  # protocol `hear` selects by these
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Which labels of a folder are taken, and how it is divided; None: what is there.
+
+    `labels`, `split_column` as in `own_labels.read`; `seed` draws the splits without a column.
+    """
+
+    labels: str | None = None
+    split_column: str | None = None
+    seed: int | None = None
+
+    def options(self) -> dict[str, str | int]:
+        """What was chosen, as options of the task `own`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _open(
@@ -28,10 +45,10 @@ def _open(
     *,
     labels: str | None = None,
     split_column: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     strict: bool = False,
 ) -> Task:
-    """`labels`, `split_column` as in `own_labels.read`; `seed` draws the split without a column."""
+    """The options are those of `LabelChoice`."""
     with checks.strictly(strict):
         audio = audio_files([folder])
         found = own_labels.read(folder, audio, labels, split_column)
@@ -41,8 +58,11 @@ def _open(
         if unused:
             checks.warn(f"{len(unused)} recordings have no labels: {checks.first_few(unused)}")
         in_files = {file: {label for _, _, label in rows} for file, rows in found.events.items()}
-        split = found.split or own_split.stratified(in_files, seed)
+        if found.split and seed is not None:
+            raise ValueError(f"{found.source} has a column of splits: a seed would draw nothing")
+        split = found.split or own_split.stratified(in_files, seed or 0)
         task = _task(folder, facts, found, paths, split)
+        _check_seconds(task)
         checks.check_task(task)
     return task
 
@@ -70,9 +90,21 @@ def _task(
         splits=splits,
         rotations=(Rotation(("train",), ("valid",), ("test",)),),
     )
-    version = task.digest()[:12]  # of the labels: an edited table is another task
+    version = task.labels_digest()[:12]  # of the labels: an edited table is another task
     hear = task_metadata(name, version, "own", splits, None, _STOCK_METRICS)
     return replace(task, version=version, hear=hear)
+
+
+def _check_seconds(task: Task) -> None:
+    """Refuse times far beyond their clips that would fit as milliseconds."""
+    events = [(clip, event) for clip in task.clips(task.splits) for event in clip.events]
+    far = [pair for pair in events if pair[1][1] > _MS_TIMES * pair[0].duration_s]
+    if far and all(offset / 1000 <= clip.duration_s for clip, (_, offset, _) in events):
+        told = (f"{clip.file} {b:g} (clip: {clip.duration_s:g} s)" for clip, (_, b, _) in far)
+        raise ValueError(
+            f"{task.name}: {len(far)} of {len(events)} events end far beyond their clip; times are "
+            f"in seconds, are these milliseconds? {checks.first_few(told)}"
+        )
 
 
 def _paths(found: own_labels.Labels, audio: Mapping[str, Path]) -> dict[str, Path]:

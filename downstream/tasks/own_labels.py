@@ -39,7 +39,8 @@ class Labels:
 def read(folder: Path, audio: Sequence[Path], given: str | None, column: str | None) -> Labels:
     """The labels of a folder's recordings.
 
-    `given` names the file in the folder, or is "audacity"; None: the only ones that are there.
+    `given` names the file, in the folder or elsewhere, or is "audacity"; None: the only ones that
+    are there.
     `column` is the table's column of splits; None: `split`, if there is one. Raises `ValueError`
     for labels that are not there, several, or wrong.
     """
@@ -48,6 +49,7 @@ def read(folder: Path, audio: Sequence[Path], given: str | None, column: str | N
         found = _read_audacity(folder, audio)
     else:
         path = folder / form
+        path = path if path.is_file() or not Path(form).is_file() else Path(form)
         if path.suffix.lower() not in (".tsv", ".json") or not path.is_file():
             raise ValueError(f"{path}: no labels there; allowed: {_FORMS}")
         found = _read_json(path) if path.suffix.lower() == ".json" else _read_table(path, column)
@@ -78,7 +80,10 @@ def _only_form(folder: Path, audio: Sequence[Path]) -> str:
     if not forms:
         raise ValueError(f"{folder}: recordings without labels; allowed: {_FORMS}")
     if len(forms) > 1:
-        raise ValueError(f"{folder}: labels more than once: {first_few(forms)}; name one of them")
+        raise ValueError(
+            f"{folder}: labels more than once: {first_few(forms)}; name one of them: "
+            f"--labels {forms[0]}"
+        )
     return forms[0]
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from downstream.tasks.audio_hashes import audio_hashes
+
 if TYPE_CHECKING:
     from downstream.tasks.sources import Sources
 
@@ -132,7 +134,13 @@ class Task:
         return tuple(clip for name in names for clip in self.splits[name])
 
     def digest(self) -> str:
-        """sha256 of labels, splits and events: what a result was measured against."""
+        """sha256 of labels, splits, events and recordings: what a result was measured against."""
+        paths = [clip.path for clip in self.clips(sorted(self.splits))]
+        text = repr((self.labels_digest(), audio_hashes(self.folder, paths)))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def labels_digest(self) -> str:
+        """sha256 of labels, splits and events, whatever the recordings hold."""
         text = repr((self.labels, sorted(self.splits), self.rotations))
         found = hashlib.sha256(text.encode())
         for name in sorted(self.splits):

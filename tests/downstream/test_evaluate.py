@@ -16,9 +16,10 @@ from downstream import evaluate as evaluation
 from downstream.embeddings import FrameSource, Weights
 from downstream.finetune_recipes import RECIPES
 from downstream.protocols import PROTOCOLS, Settings
-from downstream.tasks import open_task
+from downstream.tasks import LabelChoice, open_task
 from hear_pretrainedsed import cli, plugins
 from hear_pretrainedsed.model import SEDModel
+from tests.downstream.tone_task import tone_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import hear_task  # noqa: E402
@@ -100,6 +101,8 @@ def test_a_cell_a_line_and_the_same_command_goes_on(
         (["--grid", "fastest"], "'fastest'.*fast"),
         (["--tasks", "dcase2016_task"], "'dcase2016_task'.*dcase2016_task2.*folder"),
         (["--tasks", "dcase2016_task2"], "no data of dcase2016_task2"),
+        (["--tasks", "none/here"], "there is no folder none/here"),
+        (["--labels", "x.tsv"], "for recordings of your own, and synthetic_events has"),
         (["--steps-scale", "-1", "--protocols", "paper"], "-1"),
         (["--seeds", "0"], "seeds"),
         (["--batch-size", "0"], "--batch-size is 0; it is at least 1"),
@@ -285,8 +288,44 @@ def test_a_head_of_its_own_on_audioset_strong(
     assert len((tmp_path / "r" / "results.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_folder_with_the_name_of_a_task(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").symlink_to(task)
+    monkeypatch.chdir(tmp_path)
+    assert sweep.open_named("own", None, False).name == "synthetic_events"
+
+
 def test_a_task_in_a_folder_of_another_name(task: Path) -> None:
     text = f"hear_folder={task}"
     assert sweep.open_named(text, None, False).name == "synthetic_events"
     with pytest.raises(ValueError, match="'hear_foldr'.*hear_folder"):
         sweep.open_named(f"hear_foldr={task}", None, False)
+
+
+def test_labels_of_own_recordings_are_chosen(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "own")
+    shutil.copy(folder / "labels.tsv", folder / "other.tsv")
+    choice = LabelChoice("other.tsv")
+    (job,) = sweep.jobs([NAME], [str(folder)], [("hear", "knn")], 1, None, False, choice)
+    for text in (str(folder), f"own={folder}"):
+        assert sweep.open_named(text, None, False, job.choice).name == "own"
+        with pytest.raises(ValueError, match="name one of them: --labels labels.tsv"):
+            sweep.open_named(text, None, False)
+
+
+@pytest.mark.filterwarnings("ignore:first load")
+def test_evaluate_passes_the_choice_of_labels_on(
+    home: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tone_folder(tmp_path / "own")
+    (folder / "labels.tsv").rename(tmp_path / "mine.tsv")
+    asked = []
+    monkeypatch.setattr(sweep, "work", lambda todo, *_: asked.extend(todo))
+    words = common(task, tmp_path / "r") + ["--tasks", folder, "--labels", tmp_path / "mine.tsv"]
+    assert run(*words, "--split-column", "split") == 0
+    wanted = LabelChoice(str(tmp_path / "mine.tsv"), "split")
+    assert [(Path(job.task).name, job.choice) for job in asked] == [
+        (task.name, wanted),
+        ("own", wanted),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -29,6 +30,7 @@ from hear_pretrainedsed.records import record_sha256
 from hear_pretrainedsed.registry import get_checkpoint
 from hear_pretrainedsed.training.estimate import activation_bytes, memory
 from hear_pretrainedsed.training.plan import Place, Plan
+from tests.downstream.task_folders import hear_task, three_splits
 from tests.downstream.tone_task import CHECKPOINT, tone_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -36,7 +38,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tone_folder(tmp_path_factory.mktemp("tones") / "own")
+    folder = tone_folder(tmp_path_factory.mktemp("tones") / "own")
+    (folder.parent / "empty").mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -122,6 +126,12 @@ def test_a_model_and_its_scores_and_the_same_again(run, data, tmp_path, monkeypa
     assert code == 2 and "begun with other settings: max_steps was 3, is 4" in err
     code, _, err = run(*words, "--seed", 1, "--protocol", "paper")
     assert code == 2 and "seed was 0, is 1" in err and "protocol was 'best', is 'paper'" in err
+    replaced = tmp_path / "own"
+    shutil.copytree(data, replaced)
+    assert run("--data", replaced, *words[2:])[0] == 0  # the same recordings elsewhere
+    soundfile.write(replaced / "0.wav", soundfile.read(replaced / "1.wav")[0][::-1], 16_000)
+    code, _, err = run("--data", replaced, *words[2:])
+    assert code == 2 and "begun with other settings: task_digest was" in err
 
 
 @pytest.mark.slow
@@ -180,7 +190,13 @@ def test_an_own_file_to_start_from_and_a_task_by_name(run, data, tmp_path, weigh
         (("--data", "{data}", "--logger", "wandb"), "needs the package wandb"),
         (("--data", "{data}", "--device", "tpu"), "unknown device 'tpu'"),
         (("--data", "{data}", "--weights", "none.pt"), "there is no file none.pt"),
-        (("--data", "none"), "unknown task 'none'"),
+        (("--data", "none"), "--data: there is no folder none"),
+        (("--data", "own"), "--data: there is no folder own"),
+        (("--data", "{data}/0.wav"), "--data takes a folder, and "),
+        (("--data", "{data}/../empty"), "no audio in"),
+        (("--data", "{data}", "--labels", "other.json"), "other.json: no labels there; allowed"),
+        (("--data", "{data}", "--split-column", "fold"), "unknown column 'fold'"),
+        (("--data", "{data}", "--split-seed", "1"), "has a column of splits: a seed would draw"),
         (("--task", "none"), "unknown task 'none'"),
         (("--data", "{data}", "--steps-scale", "0"), "--steps-scale is 0.0; it is finite and ab"),
         (("--data", "{data}", "--steps-scale", "nan"), "--steps-scale is nan; it is finite and ab"),
@@ -328,3 +344,29 @@ def test_silent_data_is_told(run, tmp_path) -> None:
     (folder / "labels.json").write_text(json.dumps({f"{i}.wav": [] for i in range(5)}))
     code, _, err = run("--data", folder, "-o", tmp_path / "out")
     assert code == 2 and "no event in it" in err
+
+
+def test_labels_and_splits_that_are_chosen(run, data, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(data, folder)
+    head, *rows = (folder / "labels.tsv").read_text().splitlines()
+    (folder / "other.tsv").write_text("\n".join([head.replace("split", "fold"), *rows]) + "\n")
+    opened = []
+    monkeypatch.setattr(finetune_command, "print_plan", lambda job: opened.append(job.task))
+    words = ("--data", folder, "-o", tmp_path / "out", "--dry-run")
+    code, _, err = run(*words)
+    assert code == 2 and "labels.tsv, other.tsv; name one of them: --labels labels.tsv" in err
+    assert run(*words, "--labels", "labels.tsv")[0] == 0
+    assert run(*words, "--labels", "other.tsv", "--split-column", "fold")[0] == 0
+    (folder / "other.tsv").rename(tmp_path / "elsewhere.tsv")
+    for seed in (0, 1):
+        assert run(*words, "--labels", tmp_path / "elsewhere.tsv", "--split-seed", seed)[0] == 0
+    splits = [{s: [c.file for c in clips] for s, clips in task.splits.items()} for task in opened]
+    assert splits[0] == splits[1] != splits[2] != splits[3]
+
+
+def test_labels_are_chosen_for_own_recordings_alone(run, tmp_path) -> None:
+    folder = hear_task(tmp_path / "small", three_splits())
+    code, _, err = run("--data", folder, "-o", tmp_path / "o", "--labels", "x.tsv", "--dry-run")
+    assert code == 2 and "--labels, --split-column and --split-seed are for" in err
+    assert "small has its labels" in err and not (tmp_path / "o").exists()

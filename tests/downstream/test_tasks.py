@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.tasks import TASKS, Task, open_task
+from downstream.tasks import TASKS, Task, audio_hashes, open_task
 from downstream.tasks.checks import TaskWarning, same_bytes
 from tests.downstream.task_folders import BOTH, hear_task, noise, three_splits
 
@@ -80,14 +80,63 @@ def test_a_task_warns_once(shared: Path) -> None:
 
 
 def test_the_digest_tells_tasks_apart(tmp_path: Path) -> None:
-    def digest(name: str, **more: object) -> str:
-        return open_task(hear_task(tmp_path / name, **more)).digest()
+    first = hear_task(tmp_path / "0", three_splits())
+    same = open_task(first).digest()
 
-    same = digest("0", splits=three_splits())
+    def digest(name: str, **more: object) -> str:
+        """Of a task with other labels and the same audio."""
+        folder = hear_task(tmp_path / name, **more)
+        shutil.copytree(first / "16000", folder / "16000", dirs_exist_ok=True)
+        return open_task(folder).digest()
+
     assert digest("1", splits=three_splits()) == same
     moved = three_splits(test=((100, 400.5, "a"), (300, 900, "b")))
     assert digest("2", splits=moved) != same
     assert digest("3", splits=three_splits(), labels=("b", "a")) != same
+
+
+def test_the_digest_tells_recordings_apart(tmp_path: Path) -> None:
+    task = open_task(hear_task(tmp_path / "t", three_splits()))
+    path = task.clips("test")[0].path
+    content, stat, first = path.read_bytes(), path.stat(), task.digest()
+    assert open_task(task.folder).digest() == first
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = task.digest()
+    assert changed != first and task.labels_digest() == open_task(task.folder).labels_digest()
+    path.write_bytes(content)
+    assert task.digest() == first
+    path.unlink()
+    assert task.digest() not in (first, changed)
+
+
+def test_recordings_are_read_once_for_the_digest(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = open_task(hear_task(tmp_path / "t", three_splits()))
+    first = task.digest()
+    assert not list(own_cache.rglob("*.json"))  # too young for their times to tell a change
+    monkeypatch.setattr(audio_hashes, "FRESH_NS", 0)
+    assert task.digest() == first
+    (record,) = own_cache.glob("audio/*")
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_hashes, "_sha256", lambda file: pytest.fail(f"read again: {file}"))
+        assert task.digest() == first
+    path = task.clips("test")[0].path
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[:-2] + b"xy")  # as long as before, and with its time
+    while (
+        path.stat().st_ctime_ns == stat.st_ctime_ns or path.stat().st_mtime_ns != stat.st_mtime_ns
+    ):
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # a clock may tick slowly
+    changed = task.digest()
+    assert changed != first
+    for text in ("{", "[]", '{"a": [1]}', "null"):
+        record.write_text(text)
+        assert task.digest() == changed and len(json.loads(record.read_text())) == 3
+    shutil.rmtree(own_cache)
+    own_cache.write_text("no folder")
+    assert task.digest() == changed
 
 
 # ---- the registry
@@ -110,8 +159,13 @@ def test_a_task_is_named_or_in_a_known_folder(tmp_path: Path) -> None:
         open_task("maestro_5hr")
     with pytest.raises(ValueError, match="maestro_5hr: .*none is no folder"):
         open_task("maestro_5hr", tmp_path / "none")
-    with pytest.raises(ValueError, match="no layout that is known"):
+    with pytest.raises(ValueError, match="no audio in .*flac, .*nor the layout of a task"):
         open_task(tmp_path)
+    with pytest.raises(ValueError, match="there is no folder .*/none$"):
+        open_task(str(tmp_path / "none"))
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ValueError, match="a task is a folder, and .*/a is a file"):
+        open_task(str(tmp_path / "a"))
     folder = hear_task(tmp_path / "t", three_splits())
     with pytest.raises(ValueError, match="'stric'; did you mean 'strict'"):
         open_task(folder, stric=True)

@@ -8,7 +8,9 @@ import warnings
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +76,12 @@ def test_the_version_is_that_of_the_labels(folder: Path) -> None:
     first = open_task(folder)
     assert open_task(folder).version == first.version
     assert open_task(folder, seed=1).version != first.version
+    digest = first.digest()
+    noise(folder / "a.wav", 0.5)
+    assert first.digest() == digest
+    soundfile.write(folder / "a.wav", np.zeros(8_000), 16_000)
+    again = open_task(folder)
+    assert again.version == first.version and again.digest() != digest
     write(folder, "tsv", EVENTS | {"a.wav": [(0.1, 0.31, "dog")]})
     assert open_task(folder).version != first.version
 
@@ -216,6 +224,18 @@ def test_labels_in_another_encoding(folder: Path, form: str) -> None:
         path.write_text(text.replace("ü", "u"), encoding=encoding)
         with pytest.raises(ValueError, match=f"{path.name}: {match}"):
             open_task(folder)
+
+
+@pytest.mark.parametrize("onset", [100, 0.2])
+def test_milliseconds(folder: Path, onset: float) -> None:
+    rows = [f"{file}\t{onset}\t300\tx" for file in FILES]
+    table(folder, *rows)
+    match = r"10 of 10 events end far .* seconds, are these milliseconds\? a.wav 300"
+    with pytest.raises(ValueError, match=match):
+        open_task(folder)
+    table(folder, "a.wav\t9\t501\tx", *rows)  # it would not fit as milliseconds either
+    with pytest.raises(ValueError, match="events begin after their clip's end: a.wav x 9 to 501 s"):
+        open_task(folder)
 
 
 def test_classes_that_read_alike(folder: Path) -> None:
