@@ -35,7 +35,10 @@ EXTRAS = {
     "pretraining": [
         "lightning",  # trainer, DDP and checkpoints of pre-training
         "torchmetrics>=1.5.2",  # used by lightning; older ones break heareval's trainer on numpy 2
-        "pandas<3",  # label tables of AudioSet Strong
+        "tensorboardX",  # the default logger
+        "pandas<3",  # needed by sed_scores_eval (PSDS1 of validation), which fails on pandas 3
+        "sed_eval",  # needed by sed_scores_eval, which is in WITHOUT_DEPENDENCIES
+        "lazy_dataset",  # needed by sed_scores_eval
         "h5py",  # logits of the teacher ensemble
         "tensorflow-datasets",  # corpora as random-access records, without TensorFlow
     ],

@@ -197,7 +197,7 @@ def sampler_rows(n_clips: int) -> list[tuple[str, str]]:
     clips: list[Labelled] = [index.row(i) for i in range(2000)]
     spent = seconds(lambda: [encode(row.events or (), N_CLASSES) for row in clips]) / len(clips)
     rows.append(("targets of a clip (250 x 447)", f"{1e6 * spent:.0f} us"))
-    return [*rows, ("peak memory", f"{peak_gb():.2f} GB")]
+    return [*rows, ("peak memory", f"{peak_gb():.2f} GiB")]
 
 
 def in_a_process(n_clips: int) -> list[tuple[str, str]]:

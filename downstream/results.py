@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -197,8 +199,12 @@ def read_arrays(
     path = Path(folder) / _ARRAYS / f"{cell_id}.npz"
     if not path.is_file():
         raise ValueError(f"no arrays of this cell: {path}")
-    with np.load(path, allow_pickle=False) as kept:
-        content: Mapping[str, Any] = {name: kept[name] for name in kept.files}
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            content: Mapping[str, Any] = {name: kept[name] for name in kept.files}
+    except (ValueError, EOFError, BadZipFile, zlib.error):
+        told = f"{path} is damaged: remove it and the cell's line, and the same command makes both"
+        raise ValueError(told) from None
     files, labels = content["files"].tolist(), content["labels"].tolist()
     with np.errstate(over="ignore"):
         scores = 1 / (1 + np.exp(-content["logits"].astype(np.float32)))

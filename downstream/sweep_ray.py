@@ -7,7 +7,7 @@ frames lie in folders that all nodes see; who does what is Ray's affair, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 
 from downstream import results
 from downstream.protocols import Settings
-from downstream.sweep import Done, Job, Place, Tell, perform
+from downstream.sweep import Done, Job, Place, Tell, disk_full, perform, why_none
+
+MAX_RETRIES = 3  # of a job whose process or node was lost: one that crashes ends for good
 
 
 def work(todo: Sequence[Job], place: Place, tell: Tell, done: Done) -> None:
@@ -29,7 +31,7 @@ def work(todo: Sequence[Job], place: Place, tell: Tell, done: Done) -> None:
     if ours:
         ray.init(log_to_driver=False, logging_level="error")
     try:
-        _collect(ray, _submitted(ray, todo, place), place, tell, done)
+        _collect(ray, _submitter(ray, place), todo, results.Store(place.results), tell, done)
     finally:
         if ours:
             ray.shutdown()
@@ -45,39 +47,57 @@ def _ray() -> ModuleType:
     return ray
 
 
-def _submitted(ray: ModuleType, todo: Sequence[Job], place: Place) -> dict[Any, Job]:
+def _submitter(ray: ModuleType, place: Place) -> Callable[[Job], Any]:
+    """What gives a job to the cluster, and returns Ray's reference to it."""
     settings = place.settings
     bare = replace(place, settings=replace(settings, tell=Settings().tell))  # it has to travel
     n_gpus = 1 if settings.device.startswith("cuda") else 0
-    task = ray.remote(num_cpus=1, num_gpus=n_gpus, max_retries=-1)(_one)
-    first: dict[tuple[str, str], Any] = {}
-    found: dict[Any, Job] = {}
-    for job in todo:
-        group = (job.checkpoint, job.task)
-        reference = task.remote(job, bare, first.get(group))
-        first.setdefault(group, reference)
-        found[reference] = job
-    return found
+    task = ray.remote(num_cpus=1, num_gpus=n_gpus, max_retries=MAX_RETRIES)(_one)
+    return lambda job: task.remote(job, bare)
 
 
-def _one(job: Job, place: Place, after: object) -> tuple[str, str]:
+def _one(job: Job, place: Place) -> tuple[str, str]:
     """In a process of the cluster: the id of a job's cell, and why there is none."""
     torch.set_num_threads(1)
     try:
         cell = perform(job, place, results.Store(place.results), wait=True)
-    except ValueError as error:
-        return "", f"{error}"
+    except Exception as error:
+        if full := disk_full(error):
+            raise full from None
+        return "", why_none(error)
     return cell.id, ""
 
 
-def _collect(ray: ModuleType, found: dict[Any, Job], place: Place, tell: Tell, done: Done) -> None:
-    """Tell of each job as it ends."""
-    waiting = list(found)
-    store = results.Store(place.results)
-    while waiting:
-        (ended,), waiting = ray.wait(waiting, num_returns=1)
-        cell_id, why = ray.get(ended)
+def _collect(
+    ray: ModuleType,
+    submit: Callable[[Job], Any],
+    todo: Sequence[Job],
+    store: results.Store,
+    tell: Tell,
+    done: Done,
+) -> None:
+    """Tell of each job as it ends; those that wait for its frames are submitted then."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in todo:
+        groups.setdefault((job.checkpoint, job.task), []).append(job)
+    running = {submit(first): (first, others) for first, *others in groups.values()}
+    while running:
+        (ended, *_), _ = ray.wait(list(running), num_returns=1)
+        job, others = running.pop(ended)
+        running |= {submit(one): (one, []) for one in others}
+        cell_id, why = _outcome(ray, ended)
         store.refresh()
-        done(found[ended], store.cell(cell_id) if cell_id else None, why)
-        if waiting:
-            tell(found[waiting[0]], f"and {len(waiting) - 1} more on the cluster")
+        done(job, store.cell(cell_id) if cell_id else None, why)
+        if running:
+            n = sum(1 + len(later) for _, later in running.values())
+            tell(next(iter(running.values()))[0], f"and {n - 1} more on the cluster")
+
+
+def _outcome(ray: ModuleType, ended: Any) -> tuple[str, str]:
+    """What `_one` said; where its process was lost for good, why there is no cell."""
+    try:
+        return ray.get(ended)
+    except ray.exceptions.RayError as error:
+        if full := disk_full(getattr(error, "cause", None)):
+            raise full from None
+        return "", f"{type(error).__name__}: {error}".split("\n")[0]

@@ -64,6 +64,13 @@ def test_every_dependency_has_its_reason() -> None:
         assert re.search(r'",  # \w.{8,}', line), f"no reason beside {line.strip()}"
 
 
+def test_pretraining_has_its_default_logger_and_its_score() -> None:
+    """TensorBoard's curves, and PSDS1 by sed_scores_eval, which comes without what it needs."""
+    builder = load_builder()
+    brought = {builder.normalise(line) for line in builder.read_requirements(ROOT)["pretraining"]}
+    assert {"tensorboardx", "pandas", "sed-eval", "lazy-dataset"} <= brought
+
+
 def test_version_is_read_without_importing() -> None:
     command = [sys.executable, "-W", "ignore", "setup.py", "--name", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

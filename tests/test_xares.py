@@ -11,17 +11,19 @@ import torch
 import hear_pretrainedsed as hps
 from hear_pretrainedsed.registry import CHECKPOINTS
 from hear_pretrainedsed.xares import encoder
+from tests.test_hear import ARCHITECTURES, slow_if_large
 
 NAME = "fmn04.strong"
 
 
 @pytest.mark.hear
 @pytest.mark.filterwarnings("ignore:first load")
+@pytest.mark.parametrize("name", slow_if_large(ARCHITECTURES))
 def test_the_checker_of_xares(
-    release_file: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+    name: str, release_file: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     checker = pytest.importorskip("xares.audio_encoder_checker")
-    made = encoder(NAME)(model_file_path=release_file(NAME))
+    made = encoder(name)(model_file_path=release_file(name))
     assert checker.check_audio_encoder(made), capfd.readouterr().err
 
 

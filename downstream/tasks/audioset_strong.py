@@ -25,7 +25,7 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -246,6 +246,9 @@ def open_audioset_strong(folder: Path, facts: Facts, *, strict: bool = False) ->
         if found.unlisted:
             told = checks.first_few(found.unlisted)
             checks.warn(f"{len(found.unlisted)} recordings are not listed: {told}")
+        if beyond := list(_beyond(found.clips)):
+            told = checks.first_few(beyond)
+            checks.warn(f"{len(beyond)} events reach beyond their clip: {told}")
     return Task(
         facts=facts,
         name=facts.name,
@@ -257,12 +260,24 @@ def open_audioset_strong(folder: Path, facts: Facts, *, strict: bool = False) ->
     )
 
 
+def _beyond(clips: Iterable[Clip]) -> Iterator[str]:
+    """Events that end after their clip: some recordings are shorter than what was annotated."""
+    for clip in clips:
+        for onset_s, offset_s, label in clip.events:
+            if offset_s > clip.duration_s + checks.BEYOND_S:
+                event = f"{clip.file} {label} {onset_s:g} to {offset_s:g} s"
+                yield f"{event} (clip: {clip.duration_s:g} s)"
+
+
 def score_head(model: SEDModel, task: Task, progress: Progress | None = None) -> HeadScores:
     """PSDS1 with and without the variance penalty, and segment AUROC, of a model's own head."""
     from downstream.strong_scores import MEDIAN_FRAMES, evaluate_audioset_strong
 
     clips = StrongSet(task.folder, task.labels, task.splits["eval"])
     found = evaluate_audioset_strong(model, clips, progress=progress)
+    if found.failed:
+        told = checks.first_few(f"{name}: {why}" for name, why in found.failed.items())
+        checks.warn(f"{len(found.failed)} recordings cannot be read and are left out: {told}")
     plain = replace(found.psds1, micro=found.psds1.macro)  # without the variance penalty
     scores = dict(zip(task.metrics, (plain, found.psds1, found.segment_auroc), strict=True))
     recipe = {"median_frames": MEDIAN_FRAMES, "filtered": found.filtered}

@@ -8,20 +8,24 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from downstream.tasks.task import Task
 from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.registry import unknown
 
 _N_SHOWN = 3
-_BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
+BEYOND_S = 0.05  # an annotation may end this much after the clip: rounding in the sources
 _BLOCK_BYTES = 1 << 14
 _N_DECODERS = 4  # each holds a whole recording, 230 MB an hour
+
+SameBytes = Callable[[Iterable[Path]], list[list[Path]]]
+T = TypeVar("T")
 
 
 class TaskWarning(UserWarning):
@@ -103,12 +107,15 @@ def check_audio(task: Task) -> None:
         )
 
 
-def check_task(task: Task) -> None:
-    """Refuse a task that cannot be trained or scored fairly; warn of what is odd."""
+def check_task(task: Task, same: SameBytes | None = None) -> None:
+    """Refuse a task that cannot be trained or scored fairly; warn of what is odd.
+
+    `same` groups recordings with equal bytes; None: `same_bytes`.
+    """
     _check_splits(task)
     _check_events(task)
     _check_lengths(task)
-    _check_leaks(task)
+    _check_leaks(task, same or same_bytes)
     _check_classes(task)
 
 
@@ -132,7 +139,7 @@ def _check_events(task: Task) -> None:
                 wrong.append(event)
             elif onset_s >= clip.duration_s:
                 outside.append(f"{event} (clip: {clip.duration_s:g} s)")
-            elif offset_s > clip.duration_s + _BEYOND_S:
+            elif offset_s > clip.duration_s + BEYOND_S:
                 longer.append(f"{event} (clip: {clip.duration_s:g} s)")
     if strange:
         told = unknown("label", strange[0][1], task.labels)
@@ -177,7 +184,7 @@ def _check_lengths(task: Task) -> None:
         warn(f"{task.name}: no event of {label!r} has a length, so it cannot be learned: {told}")
 
 
-def _check_leaks(task: Task) -> None:
+def _check_leaks(task: Task, same: SameBytes) -> None:
     """Refuse a recording in two splits, by its name or by its bytes.
 
     What is not labelled strongly is trained on: it may be in train too, not in other splits. Of
@@ -199,7 +206,7 @@ def _check_leaks(task: Task) -> None:
             if names.get(clip.file, kind) not in only_trained:
                 _leak(task, f"the clip {clip.file} is in {names[clip.file]!r} and in {kind!r}")
             place.setdefault(clip.path, (kind, clip.file))
-    for paths in same_bytes(place):
+    for paths in same(place):
         found: dict[str, list[str]] = {}
         for split, file in map(place.__getitem__, paths):
             found.setdefault(split, []).append(f"{file} in {split!r}")
@@ -218,13 +225,18 @@ def same_bytes(paths: Iterable[Path]) -> list[list[Path]]:
 
     Files of one size are told apart by three blocks of each; only what is left is read whole.
     """
-    groups = [list(paths)]
-    for key in (lambda path: path.stat().st_size, _blocks_sha256, _sha256):
+    return equal_by(paths, (lambda path: path.stat().st_size, _blocks_sha256, _sha256))
+
+
+def equal_by(things: Iterable[T], keys: Iterable[Callable[[T], object]]) -> list[list[T]]:
+    """Groups of things that are equal by every key; a key is asked only where those before fit."""
+    groups = [list(things)]
+    for key in keys:
         finer = []
         for group in groups:
-            found: dict[object, list[Path]] = defaultdict(list)
-            for path in group:
-                found[key(path)].append(path)
+            found: dict[object, list[T]] = defaultdict(list)
+            for thing in group:
+                found[key(thing)].append(thing)
             finer += [same for same in found.values() if len(same) > 1]
         groups = finer
     return groups

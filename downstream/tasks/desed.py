@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from downstream.tasks import checks, hear_folder
 from downstream.tasks.hear_writer import Wanted, task_metadata, write_hear_folder
 from downstream.tasks.sources import Member, Sources, duration_s
 from downstream.tasks.task import Clip, ExtraClip, Facts, Progress, Rotation, Task, Triple
+from hear_pretrainedsed.audio import EXTENSIONS
 from hear_pretrainedsed.registry import read_labels, unknown
 
 CLIP_S = 10.0
@@ -108,6 +109,10 @@ def _read_part(sources: Sources, name: str, *, whole: bool = False) -> _Clips:
         if whole:
             raise ValueError(told)
         checks.warn(f"{told}; left out")
+    sounds = [file for file in audio if Path(file).suffix.lower() in EXTENSIONS]  # beside jams, txt
+    if more := [file for file in sounds if file not in rows]:
+        told = f"{table.path}: {len(more)} audio files in {part.audio} are not listed"
+        checks.warn(f"{told}: {checks.first_few(more)}")
     return {
         part.prefix + file: _found(audio[file], file_rows, part.columns, table.path)
         for file, file_rows in rows.items()
@@ -186,7 +191,8 @@ def _open(folder: Path, facts: Facts, *, strict: bool = False) -> Task:
     with checks.strictly(strict):
         is_hear = hear_folder.is_hear_folder(folder)
         task = _open_hear(folder, facts) if is_hear else _open_raw(folder, facts)
-        _check_labels(task)
+        extra = (clip for clips in task.extra.values() for clip in clips)
+        _check_labels(((clip.file, clip.labels) for clip in extra), task.labels)
         checks.check_task(task)
     return task
 
@@ -256,12 +262,14 @@ def _extra(folder: Path, kind: str, table: Path) -> tuple[ExtraClip, ...]:
     )
 
 
-def _check_labels(task: Task) -> None:
-    for clips in task.extra.values():
-        for clip in clips:
-            for label in clip.labels or ():
-                if label not in task.labels:
-                    raise ValueError(f"{clip.file}: {unknown('label', label, task.labels)}")
+def _check_labels(
+    clips: Iterable[tuple[str, tuple[str, ...] | None]], known: Sequence[str]
+) -> None:
+    """Refuse a label, given by file, that is no class of the task."""
+    for file, labels in clips:
+        for label in labels or ():
+            if label not in known:
+                raise ValueError(f"{file}: {unknown('label', label, known)}")
 
 
 def _metadata(name: str, splits: Iterable[str], extra: Iterable[str]) -> dict[str, Any]:
@@ -273,6 +281,8 @@ def _metadata(name: str, splits: Iterable[str], extra: Iterable[str]) -> dict[st
 
 def _build(task: str, sources: Sources, folder: Path, progress: Progress) -> None:
     found, extra = _read_desed(sources, task)
+    weak = (pair for named in extra.values() for pair in named.items())
+    _check_labels(((file, clip.labels) for file, clip in weak), read_labels("desed"))
     clips = {
         name: [Wanted(Path(f).stem, c.member, _in_ms(c)) for f, c in named.items()]
         for name, named in (found | extra).items()

@@ -8,8 +8,10 @@ resampler is soxr, not ffmpeg's.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from downstream.tasks.hear_folder import METADATA, SAMPLE_RATE
+from downstream.tasks import checks
+from downstream.tasks.hear_folder import HEAR_FOLDER, METADATA, SAMPLE_RATE, rotations
 from downstream.tasks.sources import Member, Sources
-from downstream.tasks.task import Progress
+from downstream.tasks.task import Clip, ExtraClip, Progress, Task
 
 Event = Mapping[str, Any]  # label, start and end in ms: HEAR's keys
 
@@ -63,7 +66,12 @@ def write_hear_folder(
     sources: Sources,
     progress: Progress,
 ) -> None:
-    """Write a task; `clips` by split, or by kind where they have no events."""
+    """Write a task; `clips` by split, or by kind where they have no events.
+
+    Raises `ValueError`, before anything is read, for what the folder would not be opened with.
+    """
+    labels = list(labels)
+    _check(metadata, labels, clips, sources)
     n_samples = round(metadata["sample_duration"] * SAMPLE_RATE)
     n_done, n_clips = 0, sum(map(len, clips.values()))
     for split, wanted in clips.items():
@@ -113,6 +121,50 @@ def task_metadata(
 def write_json(path: Path, content: object) -> None:
     """Write JSON, a line a value."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _check(
+    metadata: Mapping[str, Any],
+    labels: Iterable[object],
+    clips: Mapping[str, Sequence[Wanted]],
+    sources: Sources,
+) -> None:
+    """Refuse times, labels and splits of clips as they would be when they are written."""
+    members = {clip.source.path: clip.source for wanted in clips.values() for clip in wanted}
+
+    def same(paths: Iterable[Path]) -> list[list[Path]]:
+        groups = sources.same_bytes(members[path] for path in paths)
+        return [[member.path for member in group] for group in groups]
+
+    splits = {split: tuple(map(_clip, clips[split])) for split in metadata["splits"]}
+    extra = {
+        kind: tuple(ExtraClip(f"{c.stem}.wav", c.source.path, math.inf, None) for c in wanted)
+        for kind, wanted in clips.items()
+        if kind not in splits
+    }
+    task = Task(
+        facts=HEAR_FOLDER,
+        name=metadata["task_name"],
+        version=metadata["version"],
+        folder=Path(),
+        labels=tuple(map(str, labels)),
+        splits=splits,
+        rotations=rotations(metadata),
+        extra=extra,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", checks.TaskWarning)  # opening says these
+        checks.check_task(task, same)
+
+
+def _clip(wanted: Wanted) -> Clip:
+    """A clip that is to be written; of no known length: what is too long for the task is cut."""
+    events = tuple(
+        (event["start"] / 1000, event["end"] / 1000, str(event["label"]))
+        for event in wanted.events or ()
+    )
+    file = f"{wanted.stem}.wav"
+    return Clip(file, wanted.source.path, events, math.inf, file)
 
 
 def _cut(events: Sequence[Event], metadata: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import IO
 
 import soundfile
 from torch import Tensor
 
-from downstream.tasks.checks import first_few
+from downstream.tasks.checks import equal_by, first_few
 from hear_pretrainedsed.audio import SAMPLE_RATE, AudioError, read_audio
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+_HEAD_BYTES = 1 << 16
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a FLAC stream without a length
 
 
@@ -107,7 +113,7 @@ class Sources:
             return member.path.read_bytes()
         try:
             return self._archives[member.place].read(member.name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except _DAMAGED as error:
             raise ValueError(f"{member.place}: {member.name}: {error}") from None
 
     def read_text(self, member: Member) -> str:
@@ -116,6 +122,32 @@ class Sources:
             return self.read_bytes(member).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError(f"{member.path}: no UTF-8 text") from None
+
+    def same_bytes(self, members: Iterable[Member]) -> list[list[Member]]:
+        """Groups of files with equal bytes, whether in a folder or in an archive."""
+        return equal_by(members, (self._n_bytes, self._head, self._sha256))
+
+    def _n_bytes(self, member: Member) -> int:
+        if member.place in self._archives:
+            return self._archives[member.place].getinfo(member.name).file_size
+        return member.path.stat().st_size
+
+    def _head(self, member: Member) -> bytes:
+        with self._opened(member) as file:
+            return hashlib.sha256(file.read(_HEAD_BYTES)).digest()
+
+    def _sha256(self, member: Member) -> bytes:
+        with self._opened(member) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    @contextmanager
+    def _opened(self, member: Member) -> Iterator[IO[bytes]]:
+        archive = self._archives.get(member.place)
+        try:
+            with archive.open(member.name) if archive else member.path.open("rb") as file:
+                yield file
+        except _DAMAGED as error:
+            raise ValueError(f"{member.place}: {member.name}: {error}") from None
 
     def read_audio(self, member: Member) -> Tensor:
         """Its audio (samples,), mono at 16 kHz; a temporary copy is made of what is in an archive.
@@ -133,7 +165,7 @@ class Sources:
                 return read_audio(copy)
             except AudioError as error:
                 raise ValueError(str(error).replace(str(copy), str(member.path))) from None
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            except _DAMAGED as error:
                 raise ValueError(f"{member.place}: {member.name}: {error}") from None
 
 

@@ -221,6 +221,8 @@ def test_as_a_task(tmp_path: Path) -> None:
     assert [str(one.message) for one in told] == [
         "1 of 3 clips have no recording: abcdefghij2_10000",
         "1 recordings are not listed: more.wav",
+        "3 events reach beyond their clip: abcdefghij0_30000 Speech 0.5 to 4 s (clip: 1 s), "
+        "abcdefghij0_30000 Dog 2 to 2.5 s (clip: 1 s), -_bcdefghi1_0 Speech 0 to 9 s (clip: 1 s)",
     ]
     assert [clip.file for clip in task.clips("eval")] == ["abcdefghij0_30000", "-_bcdefghi1_0"]
     assert task.rotations[0].train == task.rotations[0].valid == ()

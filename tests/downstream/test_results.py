@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
 import os
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,6 +340,44 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
         append(tmp_path, a_cell(seed=1))
     monkeypatch.undo()
     assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def _append_below(limit: int, folder: Path, cell: Cell, found: Found) -> None:
+    """In a process of its own, where no file may be larger than `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        Store(folder).append(cell, found)
+    except OSError as error:
+        os._exit(error.errno)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2000])
+def test_a_disk_that_is_full_amid_a_cells_arrays_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    task = a_task()
+    cell, found = a_run(task)
+    arguments = (limit, tmp_path, cell, found)
+    writer = multiprocessing.get_context("fork").Process(target=_append_below, args=arguments)
+    writer.start()
+    writer.join()
+    assert writer.exitcode == errno.EFBIG
+    assert read(tmp_path) == []
+    assert list((tmp_path / "cells").iterdir()) == []
+    store = Store(tmp_path)
+    assert store.finished(key_of(asked(task), SETTINGS)) is None  # so it is run again
+    store.append(cell, found)
+    assert (tmp_path / "cells" / f"{cell.id}.npz").stat().st_size > limit
+    results.read_arrays(tmp_path, cell.id)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 10, 1000, -1])
+def test_arrays_that_were_cut_are_told_as_such(tmp_path: Path, n_bytes: int) -> None:
+    cell, found = a_run(a_task())
+    Store(tmp_path).append(cell, found)
+    path = tmp_path / "cells" / f"{cell.id}.npz"
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    with pytest.raises(ValueError, match=rf"{path} is damaged: remove it and the cell's line"):
+        results.read_arrays(tmp_path, cell.id)
 
 
 def test_the_commit_is_that_of_this_checkout_or_none(

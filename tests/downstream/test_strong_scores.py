@@ -23,7 +23,14 @@ from downstream import strong_scores
 from downstream.metrics import PSDS1, Score, psds, segment_auroc
 from downstream.reproduce import PUBLISHED, published_psds1, reproduction
 from downstream.strong_scores import StrongScores, decoded, evaluate_audioset_strong
-from downstream.tasks.audioset_strong import StrongSet, read_strong_set, scored_labels
+from downstream.tasks.audioset_strong import (
+    AUDIOSET_STRONG,
+    StrongSet,
+    read_strong_set,
+    score_head,
+    scored_labels,
+)
+from downstream.tasks.checks import TaskWarning
 from downstream.tasks.task import Clip
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.audio import AudioError, read_audio
@@ -242,6 +249,17 @@ def test_presets() -> None:
         published_psds1("beats.weak")
     with pytest.raises(ValueError, match="unknown checkpoint 'beat.strong'"):
         published_psds1("beat.strong")
+
+
+def test_a_cell_tells_of_recordings_that_cannot_be_read(clips: StrongSet) -> None:
+    broken = clips.clips[3]
+    broken.path.write_bytes(b"")
+    splits = {"eval": clips.clips}
+    metrics = AUDIOSET_STRONG.metrics
+    task = SimpleNamespace(folder=clips.folder, labels=clips.labels, splits=splits, metrics=metrics)
+    with pytest.warns(TaskWarning, match=f"^1 recordings .* left out: {broken.file}: .*empty file"):
+        found = score_head(Model(clips), task)
+    assert found.recipe["failed"].keys() == {broken.file}
 
 
 def test_reproduction_in_per_cent(clips: StrongSet) -> None:

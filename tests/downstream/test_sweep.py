@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -198,14 +199,77 @@ def test_jobs_without_randomness_have_one_seed() -> None:
     assert len(todo) == 8
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("is_wrapped", [False, True])
 def test_a_disk_that_is_full_ends_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_wrapped: bool
 ) -> None:
-    def perform(*_: object) -> None:
-        raise OSError(28, "No space left on device", "r/cells/x.npz")
+    calls = []
+
+    def perform(one: sweep.Job, *_: object) -> None:
+        calls.append(one)
+        try:
+            raise OSError(number, "full", "r/cells/x.npz")
+        except OSError:
+            if is_wrapped:  # as torch.save does
+                raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+            raise
 
     monkeypatch.setattr(sweep, "perform", perform)
     place = sweep.Place(tmp_path / "r", tmp_path / "e", Settings())
-    with pytest.raises(OSError, match="No space"):
-        sweep.work([job("t")], place, lambda *_: None, lambda *_: None)
+    with pytest.raises(OSError, match="full") as caught:
+        sweep.work([job("t", 0), job("t", 1)], place, lambda *_: None, lambda *_: None)
+    assert caught.value.filename == "r/cells/x.npz"
+    assert len(calls) == 1
     assert results.read(tmp_path / "r") == []
+
+
+LIMITED = """
+import resource, sys
+from hear_pretrainedsed.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+main(sys.argv[2:])
+"""
+
+
+def limited(n_bytes: int, task: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, where no file may be larger than that."""
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", task, "--results", folder]
+    words += ["--protocols", "hear,paper", "--modes", "knn", "--embeddings", folder / "e"]
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, str(n_bytes), *map(str, words)],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_amid_frames_arrays_or_lines(
+    home: Path, task: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    no_limit = 2**40
+    whole = limited(no_limit, task, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    (frames,) = (tmp_path / "whole").glob("e/*/frames.bin")
+    arrays = [path.stat().st_size for path in (tmp_path / "whole").glob("cells/*.npz")]
+    line = len((tmp_path / "whole" / "results.jsonl").read_bytes().splitlines()[0])
+    assert max(arrays) < line < frames.stat().st_size // 2
+    limits = {"frames": frames.stat().st_size // 2, "arrays": min(arrays) // 2, "line": line}
+    for what, n_bytes in limits.items():
+        ended = limited(n_bytes, task, folder)
+        assert ended.returncode == 1, ended.stderr
+        assert "Traceback" not in ended.stderr
+        last = ended.stderr.splitlines()[-1]
+        # a line of which a part was written
+        assert ("results.jsonl: No space" if what == "line" else "File too large") in last
+        assert results.read(folder) == []
+        assert len(list(folder.glob("cells/*"))) == (1 if what == "line" else 0)
+        if what == "frames":
+            shutil.copytree(tmp_path / "whole" / "e", folder / "e", dirs_exist_ok=True)
+    ended = limited(no_limit, task, folder)
+    assert (ended.returncode, ended.stdout) == (0, whole.stdout), ended.stderr
+    assert len(results.read(folder)) == 2

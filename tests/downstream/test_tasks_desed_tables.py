@@ -9,7 +9,9 @@ import pytest
 
 from downstream.build_task import build
 from downstream.tasks import open_task
-from tests.downstream.test_tasks_desed import raw_desed
+from downstream.tasks.checks import TaskWarning
+from tests.downstream.task_folders import noise
+from tests.downstream.test_tasks_desed import PARTS, raw_desed
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,17 @@ def test_extra_tables_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="metadata_tsv is .*; wanted {'weak': a table's path"):
         open_task(folder)
+
+
+@pytest.mark.parametrize("part", ["strong", "weak", "validation"])
+def test_recordings_that_are_not_listed(tmp_path: Path, part: str) -> None:
+    folder = raw_desed(tmp_path / "dataset")
+    table, audio, *_ = PARTS[part]
+    (folder / "audio" / audio / "0.jams").write_text("{}")  # as beside synthetic soundscapes
+    assert open_task(folder, strict=True).name == "desed"
+    noise(folder / "audio" / audio / "more.wav")
+    told = rf"{table}: 1 audio files in audio/{audio} are not listed: more.wav"
+    with pytest.warns(TaskWarning, match=told):
+        open_task(folder)
+    with pytest.raises(ValueError, match=f"{told} .refused because of strict"):
+        open_task(folder, strict=True)
