@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ from downstream.calibration import decode
 from downstream.embeddings import FrameSource
 from downstream.finetune import Job, predict, save, tune
 from downstream.finetune_recipes import BEST, PAPER, RECIPES
-from downstream.postprocess import median_filter
 from downstream.protocols import PROTOCOLS, Found, Settings, paper
 from downstream.scoring import score_task
 from downstream.tasks import Task, open_task
@@ -225,18 +225,24 @@ def checked(task: Task, found: Found) -> None:
 
 def test_paper_from_weights_to_found(task, source, monkeypatch) -> None:
     monkeypatch.setitem(RECIPES, "paper", replace(PAPER, lrs=(1e-4, 1e-3)))
+    # Between the logits of the new head's class `high`, below those of `low`.
+    monkeypatch.setattr(paper, "RECIPE", replace(paper.RECIPE, threshold_logit=-9.2))
     found = PROTOCOLS["paper"].modes["finetune"](task, source, QUICK, 0)
     checked(task, found)
     (chosen,) = found.chosen
     assert chosen["n_steps"] == chosen["kept_step"] == 2
     assert list(chosen["valid_score_of_lr"]) == ["0.0001", "0.001"]
     scores = found.scores["4.wav"]
-    limit = 1 / (1 + math.exp(-0.5))
-    logits = np.log(scores) - np.log1p(-scores)
-    _, events = paper.outcome(task, {"4.wav": logits}, 0.5)  # smoothed already: nothing changes
-    assert median_filter(scores, 6).shape == scores.shape
-    assert all(label in task.labels and b > a for a, b, label in events["4.wav"])
-    assert (scores > limit).any() == bool(found.events["4.wav"]) or not found.events["4.wav"]
+    limit = 1 / (1 + math.exp(9.2))
+    wanted = []
+    for column, label in enumerate(task.labels):
+        for above, group in itertools.groupby(range(300), lambda i, c=column: scores[i, c] > limit):
+            first, *_, last = (*group,) * 2
+            if above and last - first >= 4:  # 0.125 s from centre to centre
+                wanted.append((first / 25 + 0.02, last / 25 + 0.02, label))
+    events = found.events["4.wav"]
+    assert {label for *_, label in events} == {"high", "low"} and len(events) > 2
+    assert sorted(events) == [(pytest.approx(a), pytest.approx(b), c) for a, b, c in sorted(wanted)]
     assert not list((source.cache / "finetune").iterdir())
 
 
