@@ -124,7 +124,11 @@ def split_list(option: str, values: Sequence[str]) -> list[str]:
 
 
 def task_words(
-    tasks: Sequence[str], data: Path | None, corpus: Path | None, strict: bool, choice: LabelChoice
+    tasks: Sequence[str],
+    data: Path | None,
+    corpus: Path | None,
+    strict: bool,
+    choice: LabelChoice = sweep.AS_IT_IS,
 ) -> list[str]:
     """Tasks in words that another process understands; what `all` leaves out is told of."""
     found: dict[str, None] = {}
