@@ -53,6 +53,7 @@ from hear_pretrainedsed.training.estimate import memory
 from hear_pretrainedsed.training.fit import check_config
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
+from hear_pretrainedsed.training.processes import check_processes
 
 Data = Annotated[
     Path | None, Option("--data", help="Recordings and labels; with --task: its folder's parent.")
@@ -81,8 +82,8 @@ def finetune(
     precision: Precision = "fp32",
     device: Device = "auto",
     batch_size: BatchSize = None,
-    devices: Devices = 1,
-    num_nodes: Nodes = 1,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
     workers: Workers = None,
     logger: LoggerName = None,
     save_every: SaveEvery = None,
@@ -113,6 +114,7 @@ def finetune(
     if dry_run:
         print_plan(job)
         return
+    check_processes(place)
     run(job, out)
 
 

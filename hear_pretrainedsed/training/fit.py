@@ -32,6 +32,7 @@ from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 from hear_pretrainedsed.training.learner import LAST, Learner, Stopped, Validate
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.processes import environment
 from hear_pretrainedsed.training.stream import Stream
 
 CONFIG, FITTED, WEIGHTS = "config.json", "fitted.json", "weights.pt"
@@ -215,6 +216,7 @@ def _trainer(place: Place, precision: str, step: int) -> Trainer:
             devices=[int(index)] if index else place.n_devices,
             num_nodes=place.n_nodes,
             strategy=strategy,
+            plugins=environment(place),
             sync_batchnorm=several and accelerator == "cuda",
             precision=_PRECISION[precision],
             max_epochs=1,  # the one stream of pieces: epochs are the material's

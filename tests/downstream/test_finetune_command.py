@@ -123,13 +123,18 @@ def test_a_model_and_its_scores_and_the_same_again(run, data, tmp_path, monkeypa
 def test_two_processes_from_the_command_line(weights, data, tmp_path) -> None:
     words = ["-c", CHECKPOINT, "--data", data, "--max-steps", 2, "--device", "cpu"]
     keys = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for folder, more in (("one", []), ("two", ["--devices", 2])):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    ways = (("one", [], []), ("two", [], ["--devices", 2]), ("torchrun", torchrun, []))
+    for folder, launcher, more in ways:
         command = ["finetune", *words, "-o", tmp_path / folder, *more]
-        code = [sys.executable, "-m", "hear_pretrainedsed", *map(str, command)]
+        code = [*launcher, "-m", "hear_pretrainedsed", *command]
+        code = [sys.executable, *map(str, code)]
         done = subprocess.run(code, env=keys, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("model.safetensors") == 1
-    one, two = (hps.load_model(tmp_path / f / "model.safetensors") for f in ("one", "two"))
+    files = [tmp_path / folder / "model.safetensors" for folder, _, _ in ways]
+    assert files[1].read_bytes() == files[2].read_bytes()
+    one, two = map(hps.load_model, files[:2])
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert (a - b).abs().max() <= 1e-3 * (a.abs().max() + 1e-3)
     assert one.decoding == two.decoding
