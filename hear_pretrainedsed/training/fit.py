@@ -27,7 +27,7 @@ from lightning.pytorch.loggers import (
 )
 from lightning.pytorch.strategies import DDPStrategy
 
-from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.events import disk_errors, whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 from hear_pretrainedsed.training.learner import LAST, Learner, Stopped, Validate
@@ -94,7 +94,7 @@ def fit(
         ValueError: the folder holds a run of another config (the differences are named), a loss is
             not finite (the pieces are named), what an earlier call left is damaged (the file is
             named, and nothing is written), or even one piece at a time needs too much memory.
-        OSError: what a run goes on from cannot be written.
+        OSError: what a run goes on from or leaves cannot be written; it has the file's name.
     """
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def fit(
         return fitted
     learner = Learner(model, streams, plan, place, validate, tell)
     try:
-        with _quiet(), _sigterm_asks(learner):
+        with disk_errors(folder), _quiet(), _sigterm_asks(learner):  # loggers name no file
             trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
     except Stopped:
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -123,13 +123,10 @@ def fit(
 
 def _finish(model: SEDModel, fitted: Fitted, folder: Path) -> None:
     """Keep the weights and, once they are there, what is known of them; nothing else is needed."""
-    try:
-        with whole_file(folder / WEIGHTS) as file:
-            torch.save(model.state_dict(), file)
-        with whole_file(folder / FITTED) as file:
-            file.write(json.dumps(asdict(fitted), indent=1).encode() + b"\n")
-    except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
-        raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
+    with whole_file(folder / WEIGHTS) as file:
+        torch.save(model.state_dict(), file)
+    with whole_file(folder / FITTED) as file:
+        file.write(json.dumps(asdict(fitted), indent=1).encode() + b"\n")
     (folder / LAST).unlink(missing_ok=True)
 
 
