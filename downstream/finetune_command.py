@@ -50,7 +50,7 @@ from hear_pretrainedsed.training.command_options import (
     place_of,
 )
 from hear_pretrainedsed.training.estimate import memory
-from hear_pretrainedsed.training.fit import check_config
+from hear_pretrainedsed.training.fit import check_config, has_begun
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
 from hear_pretrainedsed.training.processes import check_processes
@@ -138,8 +138,8 @@ def run(job: tuning.Job, out: Path) -> None:
     """Train, write models, score; what is finished is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     is_first = tuning.is_first_process()
-    if is_first:
-        check_config(out, _content(job))
+    begun = any(map(has_begun, (out / _RUNS).glob("*"))) or any(out.glob(_MODELS))
+    check_config(out, _content(job), begun=begun, writes=is_first)
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
     store = results.Store(out)

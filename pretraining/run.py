@@ -26,7 +26,7 @@ from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.records import known_sha256
-from hear_pretrainedsed.training.fit import Fitted, fit, undamaged
+from hear_pretrainedsed.training.fit import Fitted, fit, has_begun, undamaged
 from hear_pretrainedsed.training.learner import KEPT
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
@@ -290,6 +290,8 @@ def run(job: Run) -> Made | None:
     )
     streams, plan = job.streams, job.plan  # all sources have been seen before a folder is made
     broken = BrokenClips(place.folder / BROKEN, [stream.material for stream in streams])
+    if (rank_zero_only.rank or 0) == 0 and not has_begun(place.folder):
+        broken.path.unlink(missing_ok=True)  # of a run that has left nothing else
 
     def tell(line: str) -> None:
         broken.note()

@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from hear_pretrainedsed.events import disk_errors, whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
-from hear_pretrainedsed.training.learner import LAST, Learner, Stopped, Validate
+from hear_pretrainedsed.training.learner import KEPT, LAST, Learner, Stopped, Validate
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.processes import environment
 from hear_pretrainedsed.training.stream import Stream
@@ -100,8 +100,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / LAST
     trainer = _trainer(place, plan.precision, _saved_step(last))
-    if trainer.is_global_zero:
-        check_config(folder, _content(streams, plan, config or {}))
+    content = _content(streams, plan, config or {})
+    check_config(folder, content, begun=has_begun(folder), writes=trainer.is_global_zero)
     if (fitted := _finished(model, folder)) is not None:
         return fitted
     learner = Learner(model, streams, plan, place, validate, tell)
@@ -239,16 +239,29 @@ def _content(streams: Sequence[Stream], plan: Plan, config: Mapping[str, Any]) -
     return content
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a folder with a run of another config; note this one where there is none."""
+def has_begun(folder: Path) -> bool:
+    """Whether a run has left something there that another one would spoil."""
+    files = (folder / name for name in (LAST, FITTED, WEIGHTS))
+    return any(path.is_file() for path in files) or any((folder / KEPT).glob("*.pt"))
+
+
+def check_config(
+    folder: Path, config: Mapping[str, Any], *, begun: bool, writes: bool = True
+) -> None:
+    """Refuse a folder with a run of another config; note this one where none has got anywhere.
+
+    begun: whether something is there that belongs to the config that is noted. writes: this process
+    is the one of several that notes it.
+    """
     path = folder / CONFIG
     text = json.dumps(config, indent=1, sort_keys=True)
+    if not (begun and path.is_file()):
+        if writes:
+            with whole_file(path) as file:
+                file.write(text.encode() + b"\n")
+        return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        with whole_file(path) as file:
-            file.write(text.encode() + b"\n")
-        return
     except ValueError:
         raise ValueError(f"{path} is no JSON: it does not say what was begun there") from None
     now = json.loads(text)

@@ -356,8 +356,8 @@ class Learner(LightningModule):
         try:
             with disk_errors(path):
                 self.trainer.save_checkpoint(part)
-            if self.trainer.is_global_zero:
-                os.replace(part, path)
+                if self.trainer.is_global_zero:
+                    os.replace(part, path)
         finally:
             if self.trainer.is_global_zero:
                 part.unlink(missing_ok=True)

@@ -165,6 +165,15 @@ def test_broken_clips_are_told_after_a_kill_too(tmp_path, monkeypatch) -> None:
     assert (job.out / "run/broken.txt").read_text() == "clip7_0\tdamaged\n"
 
 
+def test_broken_clips_of_a_run_that_left_nothing_are_not_told(corpus, tmp_path) -> None:
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    (tmp_path / "out" / "run" / "broken.txt").write_text("another_0\tdamaged\n")
+    recipe = replace(shrunken(PRESETS["strong_teacher-no_rnn-beats"]), n_epochs=1)
+    run(tiny_run(recipe, corpus, tmp_path / "out"))
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["broken_clips"]["count"] == 0
+
+
 def test_the_licences_of_pseudo_labels_models_are_told(corpus, tmp_path) -> None:
     job = tiny_run(shrunken(PRESETS["strong_student"]), corpus, tmp_path / "out")
     none_known = run(job).model.provenance["origin"]["licence"]
