@@ -70,7 +70,8 @@ class Sources:
 class Run:
     """A recipe with its sources, a folder, and where it is trained (`place.folder` is set here).
 
-    Raises `ValueError` for a recipe that lacks a source, or has one that it does not use.
+    Raises `ValueError` for a recipe that lacks a source, or has one that it does not use, and for
+    an `out` that is a file or lies in a corpus.
     """
 
     recipe: Recipe
@@ -97,6 +98,19 @@ class Run:
                 raise ValueError(f"the recipe {recipe.name} does not use {name} (got {value})")
         if sources.evaluation is not None:
             self._check_evaluation()
+        self._check_out()
+
+    def _check_out(self) -> None:
+        """Refuse a file, and a folder in a corpus, which is what its checksums say and no more."""
+        out, sources = self.out, self.sources
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out takes a folder, and {out} is a file")
+        place = out.resolve()
+        for folder in (sources.corpus, sources.weak_corpus, sources.valid, sources.evaluation):
+            if folder is not None and folder.resolve() in (place, *place.parents):
+                raise ValueError(
+                    f"--out {out} lies in the corpus {folder}: give a folder outside of it"
+                )
 
     def _check_evaluation(self) -> None:
         """Refuse an evaluation corpus where nothing would be evaluated."""

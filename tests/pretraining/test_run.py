@@ -101,6 +101,8 @@ def test_a_weak_run_s_checkpoints_are_averaged_and_compared(corpus, tmp_path) ->
     best = next(row for row in rows if row["split"] == "validation")
     scores = [score for _, score in made.fitted.valid_scores]
     assert float(best["map"]) == pytest.approx(max(scores), abs=1e-5)
+    data = json.loads((tmp_path / "out" / "card.json").read_text())["data"]
+    assert data["evaluation"] == data["valid"] and data["valid"]["sha256"] == corpus.sha256
 
 
 def test_without_validation_epochs_are_kept_and_nothing_is_compared(corpus, tmp_path) -> None:
@@ -247,6 +249,27 @@ def test_corpora_are_seen_before_a_folder_is_made(
         job = tiny_run(recipe, corpus, tmp_path / "out")
         run(replace(job, sources=replace(job.sources, **given)))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["corpus", "weak_corpus", "valid"])
+@pytest.mark.parametrize("inside", [".", "out/deeper"])
+def test_no_run_is_written_into_a_corpus(source, inside, corpus, tmp_path, monkeypatch) -> None:
+    """However its folder is told."""
+    monkeypatch.chdir(corpus.folder.parent)
+    before = sorted(corpus.folder.rglob("*"))
+    recipe = shrunken(PRESETS["strong_teacher-no_rnn-beats"])
+    recipe = replace(recipe, weak_batch=2, weak_objective="strong")
+    job = tiny_run(recipe, corpus, tmp_path / "out")
+    folders = {name: tmp_path for name in ("corpus", "weak_corpus", "valid")}
+    sources = replace(job.sources, **folders | {source: Path(corpus.folder.name)})
+    message = "--out .* lies in the corpus corpus: give a folder outside of it"
+    with pytest.raises(ValueError, match=message):
+        replace(job, sources=sources, out=corpus.folder / inside)
+    assert sorted(corpus.folder.rglob("*")) == before
+    out = tmp_path / "model.h5"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="--out takes a folder, and .*model.h5 is a file"):
+        replace(job, out=out)
 
 
 def test_a_corpus_that_cannot_be_decoded_is_seen_before_a_folder_is_made(
