@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,17 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from lightning.pytorch.strategies import DDPStrategy
 
 from hear_pretrainedsed.events import disk_errors, whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 from hear_pretrainedsed.training.learner import KEPT, LAST, Learner, Stopped, Validate
 from hear_pretrainedsed.training.plan import Place, Plan
-from hear_pretrainedsed.training.processes import environment
+from hear_pretrainedsed.training.processes import Parallel, environment
 from hear_pretrainedsed.training.stream import Stream
 
 CONFIG, FITTED, WEIGHTS = "config.json", "fitted.json", "weights.pt"
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
-_TIMEOUT = timedelta(hours=2)  # processes wait for the one that validates
 
 LOGGERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -206,13 +203,12 @@ def _logger(name: str, folder: Path, step: int) -> Logger | bool:
 def _trainer(place: Place, precision: str, step: int) -> Trainer:
     accelerator, _, index = place.device.partition(":")
     several = place.n_devices * place.n_nodes > 1
-    strategy = DDPStrategy(find_unused_parameters=True, timeout=_TIMEOUT) if several else "auto"
     with _quiet():
         return Trainer(
             accelerator="gpu" if accelerator == "cuda" else accelerator,
             devices=[int(index)] if index else place.n_devices,
             num_nodes=place.n_nodes,
-            strategy=strategy,
+            strategy=Parallel() if several else "auto",
             plugins=environment(place),
             sync_batchnorm=several and accelerator == "cuda",
             precision=_PRECISION[precision],

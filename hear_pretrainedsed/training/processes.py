@@ -10,6 +10,8 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -18,8 +20,13 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hear_pretrainedsed.training.plan import Place
+
+_TIMEOUT = timedelta(hours=2)  # processes wait for the one that validates
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,32 @@ def environment(place: Place) -> ClusterEnvironment:
     os.environ["SLURM_NTASKS_PER_NODE"] = str(place.n_devices)  # srun leaves out what was not asked
     os.environ["SLURM_NNODES"] = str(place.n_nodes)  # the step's; a job may have more
     return SLURMEnvironment(auto_requeue=False)  # a run that gets SIGTERM saves by itself
+
+
+class Parallel(DDPStrategy):
+    """Lightning's DDP for models of which a step may leave parameters without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(find_unused_parameters=True, timeout=_TIMEOUT)
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return super()._setup_model(_Spared(model).to(self.root_device))
+
+
+class _Spared(nn.Module):
+    """A module beside a parameter that is never used: torch warns where all are, in C++.
+
+    Only what is given to DDP has it: no checkpoint, and no optimiser.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.spare = nn.Parameter(torch.zeros(()))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module makes of it."""
+        return self.module(*args, **kwargs)
 
 
 def _alike(found: Launch) -> Launch:
