@@ -34,6 +34,7 @@ from hear_pretrainedsed.cli_options import (
     Device,
     Option,
     Precision,
+    check_folder,
 )
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import known_sha256
@@ -95,6 +96,7 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    check_folder(out)
     share_of_steps(1, steps_scale, max_steps)  # refuses a wrong one before a folder is made
     place = place_of(
         out / _RUNS,

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.checkpoints import save_weights
+from hear_pretrainedsed.cli_options import check_folder
 from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
@@ -103,13 +104,12 @@ class Run:
     def _check_out(self) -> None:
         """Refuse a file, and a folder in a corpus, which is what its checksums say and no more."""
         out, sources = self.out, self.sources
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out takes a folder, and {out} is a file")
+        check_folder(out)
         place = out.resolve()
         for folder in (sources.corpus, sources.weak_corpus, sources.valid, sources.evaluation):
             if folder is not None and folder.resolve() in (place, *place.parents):
                 raise ValueError(
-                    f"--out {out} lies in the corpus {folder}: give a folder outside of it"
+                    f"-o {out} lies in the corpus {folder}: give a folder outside of it"
                 )
 
     def _check_evaluation(self) -> None:

@@ -48,9 +48,11 @@ def place_of(
     """Where a training runs, from a command's options.
 
     Audio is read beside a GPU's work by other processes; a CPU has enough to do. Raises
-    `ValueError` for a device or a logger that is not here. What is run there, and not planned
-    alone, takes `check_processes` as well.
+    `ValueError` for a device or a logger that is not here, or a batch of none. What is run there,
+    and not planned alone, takes `check_processes` as well.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
     devices, num_nodes = processes_of(devices, num_nodes)
     name = str(device_of(device))
     if workers is None:

@@ -262,14 +262,15 @@ def test_no_run_is_written_into_a_corpus(source, inside, corpus, tmp_path, monke
     job = tiny_run(recipe, corpus, tmp_path / "out")
     folders = {name: tmp_path for name in ("corpus", "weak_corpus", "valid")}
     sources = replace(job.sources, **folders | {source: Path(corpus.folder.name)})
-    message = "--out .* lies in the corpus corpus: give a folder outside of it"
+    message = "^-o .* lies in the corpus corpus: give a folder outside of it"
     with pytest.raises(ValueError, match=message):
         replace(job, sources=sources, out=corpus.folder / inside)
     assert sorted(corpus.folder.rglob("*")) == before
     out = tmp_path / "model.h5"
     out.write_text("mine")
-    with pytest.raises(ValueError, match="--out takes a folder, and .*model.h5 is a file"):
-        replace(job, out=out)
+    for path in (out, out / "deeper"):
+        with pytest.raises(ValueError, match="^-o takes a folder, and .*model.h5 is a file"):
+            replace(job, out=path)
 
 
 def test_a_corpus_that_cannot_be_decoded_is_seen_before_a_folder_is_made(
