@@ -37,6 +37,7 @@ from hear_pretrainedsed.cli_options import (
     Device,
     Option,
     Precision,
+    check_folder,
 )
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import known_sha256
@@ -54,10 +55,10 @@ from hear_pretrainedsed.training.command_options import (
     place_of,
 )
 from hear_pretrainedsed.training.estimate import memory
-from hear_pretrainedsed.training.fit import CONFIG, FITTED, check_config
-from hear_pretrainedsed.training.learner import LAST
+from hear_pretrainedsed.training.fit import CONFIG, check_config, has_begun
 from hear_pretrainedsed.training.optimizer import groups
 from hear_pretrainedsed.training.plan import share_of_steps
+from hear_pretrainedsed.training.processes import check_processes
 from hear_pretrainedsed.training.settings import with_settings
 
 Data = Annotated[
@@ -88,8 +89,8 @@ def finetune(
     precision: Precision = "fp32",
     device: Device = "auto",
     batch_size: BatchSize = None,
-    devices: Devices = 1,
-    num_nodes: Nodes = 1,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
     workers: Workers = None,
     logger: LoggerName = None,
     save_every: SaveEvery = None,
@@ -105,6 +106,7 @@ def finetune(
         raise ValueError(unknown("protocol", protocol, RECIPES))
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
+    check_folder(out)
     recipe = with_settings(RECIPES[protocol], set_ or [])
     share_of_steps(1, steps_scale, max_steps)  # refuses a wrong one before a folder is made
     place = place_of(
@@ -128,6 +130,7 @@ def finetune(
     if dry_run:
         print_plan(job)
         return
+    check_processes(place)
     run(job, out)
 
 
@@ -160,11 +163,10 @@ def run(job: tuning.Job, out: Path) -> None:
     Weights, and what is in the folder, are looked at before anything is written there.
     """
     job.model()
-    _check_folder(out)
+    _refuse_foreign(out)
     store = results.Store(out)
     is_first = tuning.is_first_process()
-    if is_first:
-        _claim(out, _content(job))
+    check_config(out, _content(job), begun=_has_something(out), writes=is_first)
     asked = _Asked(job.weights, job.task, job.protocol, job.seed)
     key = results.key_of(asked, job.settings)
     key = replace(key, config={**key.config, **job.norms})
@@ -191,7 +193,7 @@ def run(job: tuning.Job, out: Path) -> None:
         print(*sorted(out.glob(_MODELS)), sep="\n")
 
 
-def _check_folder(out: Path) -> None:
+def _refuse_foreign(out: Path) -> None:
     """Refuse a folder with a model or a config that finetune did not write."""
     path = out / CONFIG
     try:
@@ -210,12 +212,11 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _claim(out: Path, content: dict[str, object]) -> None:
-    """Note what is begun in the folder; refuse it if it has something of another training."""
-    runs = (path for name in (LAST, FITTED) for path in (out / _RUNS).glob(f"*/{name}"))
-    if not any((*out.glob(_MODELS), *results.read(out), *runs)):
-        (out / CONFIG).unlink(missing_ok=True)  # of one that has left nothing
-    check_config(out, content)
+def _has_something(out: Path) -> bool:
+    """Whether a training has left something there that another one would spoil."""
+    return bool(
+        any(map(has_begun, (out / _RUNS).glob("*"))) or [*out.glob(_MODELS)] or results.read(out)
+    )
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,16 @@ def load(
     Options(**options)  # refuse wrong values before anything is made or fetched
     place = device_of(device)
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"-o takes a folder, and {out} is a file")
+        check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
     return load_model(weights or "", checkpoint=checkpoint, device=place, **options)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a file as the folder for results, or as one around it."""
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"-o takes a folder, and {there} is a file")
 
 
 def device_of(name: str) -> torch.device:

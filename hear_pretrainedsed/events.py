@@ -255,16 +255,34 @@ def label_indices(labels: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name when it is complete, or not at all."""
+    """A binary file that appears under its name when it is complete, or not at all.
+
+    Raises `OSError` with the file's name where the disk does not take it, for `torch.save` as well.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with disk_errors(path), open(part, "wb") as file:
             yield file
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A full disk names no file by itself: the error that it gives is raised with one.
+
+    torch's writer hides it behind a RuntimeError of its own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        found = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(found, OSError) or found.filename is not None:
+            raise
+        raise OSError(found.errno, found.strerror or str(found), str(path)) from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hear_pretrainedsed.decoding import Decoding
+from hear_pretrainedsed.events import disk_errors
 from hear_pretrainedsed.fetch import is_web_page
 from hear_pretrainedsed.frames import WINDOWINGS
 
@@ -87,7 +88,11 @@ def read_saved(path: Path) -> Saved | None:
 
 
 def write(path: Path, tensors: dict[str, Tensor], saved: Saved) -> None:
-    """Write tensors and facts, atomically; the ending decides the format."""
+    """Write tensors and facts, atomically; the ending decides the format.
+
+    Raises `ValueError` for another ending or a folder that is not there, `OSError` with the file's
+    name where the disk does not take it.
+    """
     if path.suffix not in (".safetensors", ".pt"):
         raise ValueError(
             f"cannot write weights to {path}: the name has to end in .safetensors or .pt"
@@ -98,9 +103,14 @@ def write(path: Path, tensors: dict[str, Tensor], saved: Saved) -> None:
     part = path.with_name(path.name + ".part")
     try:
         if path.suffix == ".safetensors":
-            _safetensors(path).torch.save_file(tensors, part, metadata=facts)
+            safetensors = _safetensors(path)
+            try:
+                safetensors.torch.save_file(tensors, part, metadata=facts)
+            except safetensors.SafetensorError as error:
+                raise OSError(f"cannot write {path}: {error}") from error
         else:
-            torch.save({**facts, "state_dict": tensors}, part)
+            with disk_errors(path), part.open("wb") as file:
+                torch.save({**facts, "state_dict": tensors}, file)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

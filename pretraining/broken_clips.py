@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hear_pretrainedsed.events import disk_errors
 from pretraining.sampling import ClipOrder
 
 BROKEN = "broken.txt"
@@ -30,11 +31,8 @@ class BrokenClips:
             return
         new = found.keys() - self._noted - self.read().keys()
         lines = [f"{name}\t{' '.join(found[name].split())}\n" for name in found if name in new]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
         self._noted |= found.keys()
 
     def read(self) -> dict[str, str]:

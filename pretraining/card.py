@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def data_of(job: Run) -> dict[str, Any]:
-    """The corpora: sha256 and sizes."""
-    corpora = {"corpus": job.corpus, "weak_corpus": job.weak_corpus, "valid": job.valid}
+    """The corpora: sha256 and sizes; also that of the evaluation, which no weights depend on."""
+    corpora = {"corpus": job.corpus, "weak_corpus": job.weak_corpus}
+    corpora |= {"valid": job.valid, "evaluation": job.evaluation}
     return {
         name: {"sha256": one.sha256, "clips": len(one), "classes": len(one.labels)}
         for name, one in corpora.items()

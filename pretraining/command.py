@@ -35,6 +35,7 @@ from hear_pretrainedsed.training.command_options import (
     place_of,
 )
 from hear_pretrainedsed.training.plan import Place
+from hear_pretrainedsed.training.processes import check_processes
 from hear_pretrainedsed.training.settings import with_settings
 from pretraining.build import check_image_weights, random_start, with_start
 from pretraining.config import Recipe
@@ -80,8 +81,8 @@ def pretrain(
     steps_scale: StepsScale = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
-    devices: Devices = 1,
-    num_nodes: Nodes = 1,
+    devices: Devices = None,
+    num_nodes: Nodes = None,
     precision: PrecisionName = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -126,6 +127,7 @@ def pretrain(
     if dry_run:
         print_plan(recipe, sources, corpus_size, clips_per_s, place, **scale)
         return
+    check_processes(place)
     if corpus is None:
         raise ValueError("nothing to learn from: give --corpus DIR, made by `corpus`")
     if out is None:

@@ -103,10 +103,13 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CorpusError(
-            f"{out}: cannot be written ({error.strerror or error}); shards that are whole are kept "
-            f"in {out.name}.part: the same import goes on from there"
-        ) from None
+        kept = (
+            f"; shards that are whole are kept in {out.name}.part: the same import goes on from "
+            "there"
+        )
+        there = out.with_name(out.name + ".part").is_dir()
+        told = f"{out}: cannot be written ({error.strerror or error})"
+        raise CorpusError(told + (kept if there else "")) from None
 
 
 def _begin(part: Path, listing: Listing, shard_clips: int) -> None:

@@ -145,11 +145,13 @@ def write_pseudo_labels(
         batch_size: clips that go through a model at a time.
 
     Raises:
-        PseudoLabelError: models of other classes, clips of one name, a `.part` of other models or
-            another corpus, too many broken clips, or logits that are not finite.
+        PseudoLabelError: something of that name is there, models of other classes, clips of one
+            name, a `.part` of other models or another corpus, too many broken clips, or logits that
+            are not finite.
         OSError: the disk is full; what is there is gone on with.
     """
     path = Path(path)
+    check_free(path)
     _check_models(models, corpus)
     _places(corpus.names, corpus.folder)
     origin = _origin(models, corpus)
@@ -161,6 +163,12 @@ def write_pseudo_labels(
     _verify(written, models, corpus)
     os.replace(part, path)
     return PseudoLabels(path)
+
+
+def check_free(path: Path) -> None:
+    """Refuse the name of a file or folder that is there: hours of work are not written over."""
+    if path.exists():
+        raise PseudoLabelError(f"{path}: is there already; remove it, or give another name")
 
 
 @torch.no_grad()

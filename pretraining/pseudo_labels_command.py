@@ -13,7 +13,7 @@ from hear_pretrainedsed.cli_options import Device, device_of
 from hear_pretrainedsed.progress import count_bar
 from hear_pretrainedsed.registry import get_checkpoint
 from pretraining.corpus import open_corpus
-from pretraining.pseudo_labels import write_pseudo_labels
+from pretraining.pseudo_labels import check_free, write_pseudo_labels
 
 Checkpoints = Annotated[
     list[str], typer.Option(help="Members of the ensemble, as in `list`; imported ones too.")
@@ -32,6 +32,7 @@ def pseudo_labels(
     batch_size: Batch = 8,
 ) -> None:
     """Write the mean of the checkpoints' logits for every clip; goes on after a kill."""
+    check_free(out)
     opened = open_corpus(corpus)
     for name in checkpoints:
         get_checkpoint(name)

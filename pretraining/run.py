@@ -22,11 +22,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.checkpoints import save_weights
+from hear_pretrainedsed.cli_options import check_folder
 from hear_pretrainedsed.events import whole_file
 from hear_pretrainedsed.heads import LinearHead
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.records import known_sha256
-from hear_pretrainedsed.training.fit import Fitted, fit, undamaged
+from hear_pretrainedsed.training.fit import Fitted, fit, has_begun, undamaged
 from hear_pretrainedsed.training.learner import KEPT
 from hear_pretrainedsed.training.plan import Place, Plan
 from hear_pretrainedsed.training.stream import Stream
@@ -50,7 +51,8 @@ MODEL, CARD = "model.safetensors", "card.json"
 class Run(Given):
     """A recipe with its sources, a folder, and where it is trained (`place.folder` is set here).
 
-    Raises `ValueError` for a recipe that lacks a source, or has one that it does not use.
+    Raises `ValueError` for a recipe that lacks a source, or has one that it does not use, and for
+    an `out` that is a file or lies in a corpus.
     """
 
     recipe: Recipe
@@ -64,6 +66,18 @@ class Run(Given):
 
     def __post_init__(self) -> None:
         self.check_use()
+        self._check_out()
+
+    def _check_out(self) -> None:
+        """Refuse a file, and a folder in a corpus, which is what its checksums say and no more."""
+        out, sources = self.out, self.sources
+        check_folder(out)
+        place = out.resolve()
+        for folder in (sources.corpus, sources.weak_corpus, sources.valid, sources.evaluation):
+            if folder is not None and folder.resolve() in (place, *place.parents):
+                raise ValueError(
+                    f"-o {out} lies in the corpus {folder}: give a folder outside of it"
+                )
 
     @cached_property
     def teacher(self) -> SEDModel | None:
@@ -189,6 +203,8 @@ def run(job: Run) -> Made | None:
     )
     streams, plan = job.streams, job.plan  # all sources have been seen before a folder is made
     broken = BrokenClips(place.folder / BROKEN, [stream.material for stream in streams])
+    if (rank_zero_only.rank or 0) == 0 and not has_begun(place.folder):
+        broken.path.unlink(missing_ok=True)  # of a run that has left nothing else
 
     def tell(line: str) -> None:
         broken.note()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -339,6 +340,10 @@ def test_masks_are_each_clip_s_own() -> None:
         ({"wavmix": 0.5, "wav_mixup": 0.5}, "wavmix 0.5 and wav_mixup 0.5 both mix audio"),
         ({"mixup_beta": (0.2, 0.0)}, "mixup_beta is"),
         ({"mixup_beta": (0.2,)}, "mixup_beta is"),
+        ({"mixup_beta": (math.inf, 1)}, "mixup_beta is .inf, 1.; it is two finite numbers above"),
+        ({"mixup_beta": (1, math.nan)}, "mixup_beta is"),
+        ({"spec_mask_value": math.inf}, "spec_mask_value is inf; it is a finite number"),
+        ({"spec_mask_value": math.nan}, "spec_mask_value is nan"),
         ({"spec_mask": (48, 0)}, "spec_mask is"),
     ],
 )

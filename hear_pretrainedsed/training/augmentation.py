@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,11 +69,13 @@ class Augmentation:
             raise ValueError(
                 f"wavmix {self.wavmix} and wav_mixup {self.wav_mixup} both mix audio; take one"
             )
-        if len(self.mixup_beta) != 2 or not all(value > 0 for value in self.mixup_beta):
-            raise ValueError(f"mixup_beta is {self.mixup_beta}; it is two numbers above 0")
+        if len(self.mixup_beta) != 2 or not all(0 < x < math.inf for x in self.mixup_beta):
+            raise ValueError(f"mixup_beta is {self.mixup_beta}; it is two finite numbers above 0")
         sizes = self.spec_mask
         if sizes is not None and (len(sizes) != 2 or min(sizes) < 1):
             raise ValueError(f"spec_mask is {sizes}; it is (mels, spec frames), each at least 1")
+        if self.spec_mask_value is not None and not math.isfinite(self.spec_mask_value):
+            raise ValueError(f"spec_mask_value is {self.spec_mask_value}; it is a finite number")
 
     def with_mask_value(self, value: float) -> Augmentation:
         """The same, masks holding `value` unless another one is set."""

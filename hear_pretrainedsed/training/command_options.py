@@ -12,12 +12,18 @@ from hear_pretrainedsed.cli_options import Option, device_of
 from hear_pretrainedsed.training.fit import check_logger, default_logger
 from hear_pretrainedsed.training.param_groups import Group
 from hear_pretrainedsed.training.plan import Place
+from hear_pretrainedsed.training.processes import processes_of
 
 _GPU_WORKERS = 4
 
 Seed = Annotated[int, Option(help="Of head, order, mixing and dropout.")]
-Devices = Annotated[int, Option("--devices", min=1, help="Processes a node, one a GPU.")]
-Nodes = Annotated[int, Option("--num-nodes", min=1, help="Started by torchrun or Slurm.")]
+Devices = Annotated[
+    int | None,
+    Option("--devices", min=1, help="Processes a node, one a GPU; none: as torchrun, Slurm; 1."),
+]
+Nodes = Annotated[
+    int | None, Option("--num-nodes", min=1, help="Of torchrun or Slurm; none: as they say; 1.")
+]
 Workers = Annotated[int | None, Option(min=0, help="Processes that read audio; none: auto.")]
 LoggerName = Annotated[
     str | None, Option("--logger", help="tensorboard, csv, wandb, mlflow, none; else by package.")
@@ -33,8 +39,8 @@ def place_of(
     folder: Path,
     *,
     device: str,
-    devices: int,
-    num_nodes: int,
+    devices: int | None,
+    num_nodes: int | None,
     batch_size: int | None,
     workers: int | None,
     logger: str | None,
@@ -43,8 +49,12 @@ def place_of(
     """Where a training runs, from a command's options.
 
     Audio is read beside a GPU's work by other processes; a CPU has enough to do. Raises
-    `ValueError` for a device or a logger that is not here.
+    `ValueError` for a device or a logger that is not here, or a batch of none. What is run there,
+    and not planned alone, takes `check_processes` as well.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
+    devices, num_nodes = processes_of(devices, num_nodes)
     name = str(device_of(device))
     if workers is None:
         workers = 0 if name == "cpu" else _GPU_WORKERS

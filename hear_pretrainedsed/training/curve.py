@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.events import disk_errors, whole_file
 
 COLUMNS = ("step", "loss", "lr", "gradient_norm", "valid_score")
 
@@ -34,11 +34,8 @@ class Curve:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One line; numbers as they are read back to the last bit."""
         row = [str(step), *(repr(values[name]) if name in values else "" for name in COLUMNS[1:])]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(",".join(row) + "\n")
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(",".join(row) + "\n")
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:

@@ -51,5 +51,5 @@ def check_finite(
     raise ValueError(
         f"step {step + 1}: {what} for {len(named)} of {len(everything)} pieces: "
         f"{', '.join(named[:_N_NAMED])}{more}; what was saved before is kept. Listen to them, or "
-        "take a lower lr"
+        "take a lower lr, in another folder"
     )

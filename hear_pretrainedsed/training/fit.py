@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,17 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from lightning.pytorch.strategies import DDPStrategy
 
-from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.events import disk_errors, whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
-from hear_pretrainedsed.training.learner import LAST, Learner, Stopped, Validate
+from hear_pretrainedsed.training.learner import KEPT, LAST, Learner, Stopped, Validate
 from hear_pretrainedsed.training.plan import Place, Plan
+from hear_pretrainedsed.training.processes import Parallel, environment
 from hear_pretrainedsed.training.stream import Stream
 
 CONFIG, FITTED, WEIGHTS = "config.json", "fitted.json", "weights.pt"
 _PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
-_TIMEOUT = timedelta(hours=2)  # processes wait for the one that validates
 
 LOGGERS: dict[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -93,19 +91,19 @@ def fit(
         ValueError: the folder holds a run of another config (the differences are named), a loss is
             not finite (the pieces are named), what an earlier call left is damaged (the file is
             named, and nothing is written), or even one piece at a time needs too much memory.
-        OSError: what a run goes on from cannot be written.
+        OSError: what a run goes on from or leaves cannot be written; it has the file's name.
     """
     folder = place.folder
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / LAST
     trainer = _trainer(place, plan.precision, _saved_step(last))
-    if trainer.is_global_zero:
-        check_config(folder, _content(streams, plan, config or {}))
+    content = _content(streams, plan, config or {})
+    check_config(folder, content, begun=has_begun(folder), writes=trainer.is_global_zero)
     if (fitted := _finished(model, folder)) is not None:
         return fitted
     learner = Learner(model, streams, plan, place, validate, tell)
     try:
-        with _quiet(), _sigterm_asks(learner):
+        with disk_errors(folder), _quiet(), _sigterm_asks(learner):  # loggers name no file
             trainer.fit(learner, ckpt_path=last if last.is_file() else None, weights_only=True)
     except Stopped:
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -122,13 +120,10 @@ def fit(
 
 def _finish(model: SEDModel, fitted: Fitted, folder: Path) -> None:
     """Keep the weights and, once they are there, what is known of them; nothing else is needed."""
-    try:
-        with whole_file(folder / WEIGHTS) as file:
-            torch.save(model.state_dict(), file)
-        with whole_file(folder / FITTED) as file:
-            file.write(json.dumps(asdict(fitted), indent=1).encode() + b"\n")
-    except (OSError, RuntimeError) as error:  # torch's writer raises either on a full disk
-        raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
+    with whole_file(folder / WEIGHTS) as file:
+        torch.save(model.state_dict(), file)
+    with whole_file(folder / FITTED) as file:
+        file.write(json.dumps(asdict(fitted), indent=1).encode() + b"\n")
     (folder / LAST).unlink(missing_ok=True)
 
 
@@ -208,13 +203,13 @@ def _logger(name: str, folder: Path, step: int) -> Logger | bool:
 def _trainer(place: Place, precision: str, step: int) -> Trainer:
     accelerator, _, index = place.device.partition(":")
     several = place.n_devices * place.n_nodes > 1
-    strategy = DDPStrategy(find_unused_parameters=True, timeout=_TIMEOUT) if several else "auto"
     with _quiet():
         return Trainer(
             accelerator="gpu" if accelerator == "cuda" else accelerator,
             devices=[int(index)] if index else place.n_devices,
             num_nodes=place.n_nodes,
-            strategy=strategy,
+            strategy=Parallel() if several else "auto",
+            plugins=environment(place),
             sync_batchnorm=several and accelerator == "cuda",
             precision=_PRECISION[precision],
             max_epochs=1,  # the one stream of pieces: epochs are the material's
@@ -240,18 +235,31 @@ def _content(streams: Sequence[Stream], plan: Plan, config: Mapping[str, Any]) -
     return content
 
 
-def check_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a folder with a run of another config; note this one where there is none."""
+def has_begun(folder: Path) -> bool:
+    """Whether a run has left something there that another one would spoil."""
+    files = (folder / name for name in (LAST, FITTED, WEIGHTS))
+    return any(path.is_file() for path in files) or any((folder / KEPT).glob("*.pt"))
+
+
+def check_config(
+    folder: Path, config: Mapping[str, Any], *, begun: bool, writes: bool = True
+) -> None:
+    """Refuse a folder with a run of another config; note this one where none has got anywhere.
+
+    begun: whether something is there that belongs to the config that is noted. writes: this process
+    is the one of several that notes it.
+    """
     path = folder / CONFIG
     text = json.dumps(config, indent=1, sort_keys=True)
+    if not (begun and path.is_file()):
+        if writes:
+            with whole_file(path) as file:
+                file.write(text.encode() + b"\n")
+        return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(there, dict):
             raise ValueError
-    except FileNotFoundError:
-        with whole_file(path) as file:
-            file.write(text.encode() + b"\n")
-        return
     except ValueError:
         told = f"{path} is no JSON object: it does not say what was begun there"
         raise ValueError(told) from None

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from hear_pretrainedsed.events import whole_file
+from hear_pretrainedsed.events import disk_errors, whole_file
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
@@ -356,11 +356,10 @@ class Learner(LightningModule):
         path = self.place.folder / LAST
         part = path.with_name(f"{LAST}.part")
         try:
-            self.trainer.save_checkpoint(part)
-            if self.trainer.is_global_zero:
-                os.replace(part, path)
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            with disk_errors(path):
+                self.trainer.save_checkpoint(part)
+                if self.trainer.is_global_zero:
+                    os.replace(part, path)
         finally:
             if self.trainer.is_global_zero:
                 part.unlink(missing_ok=True)

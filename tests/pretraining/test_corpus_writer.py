@@ -127,6 +127,12 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path, limit: int) -> None:
     assert len(open_corpus(tmp_path / "corpus")) == 5
 
 
+def test_nothing_is_said_to_be_kept_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CorpusError, match=r"file/new: cannot be written \([^)]+\)$"):
+        write_corpus(small_listing(tmp_path), tmp_path / "file" / "new")
+
+
 def test_missing_and_broken_clips_are_listed(tmp_path: Path) -> None:
     listing = small_listing(tmp_path, n_clips=6)
     audio = tmp_path / "audio"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +17,20 @@ import numpy as np
 import pytest
 import torch
 
+from hear_pretrainedsed import cli
 from hear_pretrainedsed.heads import AttentionHead
 from hear_pretrainedsed.model import SEDModel, build_model
 from hear_pretrainedsed.training.new_head import with_head
 from pretraining import pseudo_labels
 from pretraining.clips import Clips, Draw, decode, window
 from pretraining.corpus import Corpus
-from pretraining.pseudo_labels import PseudoLabels, ensemble_logits, stem, write_pseudo_labels
+from pretraining.pseudo_labels import (
+    PseudoLabelError,
+    PseudoLabels,
+    ensemble_logits,
+    stem,
+    write_pseudo_labels,
+)
 from tests.pretraining.small_corpus import LABELS, small_corpus
 
 
@@ -230,6 +238,24 @@ def test_broken_clips_are_listed_and_too_many_stop(
     bad.add(corpus.names[3])
     with pytest.raises(ValueError, match="2 clips cannot be decoded"):
         write_pseudo_labels(models[:1], corpus, tmp_path / "two.h5")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_name_that_is_taken_is_refused_first(
+    corpus: Corpus, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "taken.h5"
+    path.mkdir() if kind == "folder" else path.write_text("mine")
+    message = f"{path}: is there already; remove it, or give another name"
+    with pytest.raises(PseudoLabelError, match=re.escape(message)):
+        write_pseudo_labels([], corpus, path)
+    words = ["pseudo-labels", "--checkpoints", "fmn04.strong", "--corpus", str(corpus.folder)]
+    with pytest.raises(SystemExit) as stop:  # before a checkpoint is fetched
+        cli.main([*words, "-o", str(path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"hear-pretrainedsed: {message}\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.h5"]
+    assert kind == "folder" or path.read_text() == "mine"
 
 
 def test_what_does_not_fit_is_refused(

@@ -102,6 +102,8 @@ def test_a_weak_run_s_checkpoints_are_averaged_and_compared(corpus, tmp_path) ->
     best = next(row for row in rows if row["split"] == "validation")
     scores = [score for _, score in made.fitted.valid_scores]
     assert float(best["map"]) == pytest.approx(max(scores), abs=1e-5)
+    data = json.loads((tmp_path / "out" / "card.json").read_text())["data"]
+    assert data["evaluation"] == data["valid"] and data["valid"]["sha256"] == corpus.sha256
 
 
 def test_the_average_begins_later_than_the_ensemble(corpus, tmp_path) -> None:
@@ -182,6 +184,15 @@ def test_broken_clips_are_told_after_a_kill_too(tmp_path, monkeypatch) -> None:
     assert (job.out / "run/broken.txt").read_text() == "clip7_0\tdamaged\n"
 
 
+def test_broken_clips_of_a_run_that_left_nothing_are_not_told(corpus, tmp_path) -> None:
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    (tmp_path / "out" / "run" / "broken.txt").write_text("another_0\tdamaged\n")
+    recipe = replace(shrunken(PRESETS["strong_teacher-no_rnn-beats"]), n_epochs=1)
+    run(tiny_run(recipe, corpus, tmp_path / "out"))
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["broken_clips"]["count"] == 0
+
+
 def test_the_licences_of_pseudo_labels_models_are_told(corpus, tmp_path) -> None:
     job = tiny_run(shrunken(PRESETS["strong_student"]), corpus, tmp_path / "out")
     none_known = run(job).model.provenance["origin"]["licence"]
@@ -255,6 +266,28 @@ def test_corpora_are_seen_before_a_folder_is_made(
         job = tiny_run(recipe, corpus, tmp_path / "out")
         run(replace(job, sources=replace(job.sources, **given)))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["corpus", "weak_corpus", "valid"])
+@pytest.mark.parametrize("inside", [".", "out/deeper"])
+def test_no_run_is_written_into_a_corpus(source, inside, corpus, tmp_path, monkeypatch) -> None:
+    """However its folder is told."""
+    monkeypatch.chdir(corpus.folder.parent)
+    before = sorted(corpus.folder.rglob("*"))
+    recipe = shrunken(PRESETS["strong_teacher-no_rnn-beats"])
+    recipe = replace(recipe, weak_batch=2, weak_objective="strong")
+    job = tiny_run(recipe, corpus, tmp_path / "out")
+    folders = {name: tmp_path for name in ("corpus", "weak_corpus", "valid")}
+    sources = replace(job.sources, **folders | {source: Path(corpus.folder.name)})
+    message = "^-o .* lies in the corpus corpus: give a folder outside of it"
+    with pytest.raises(ValueError, match=message):
+        replace(job, sources=sources, out=corpus.folder / inside)
+    assert sorted(corpus.folder.rglob("*")) == before
+    out = tmp_path / "model.h5"
+    out.write_text("mine")
+    for path in (out, out / "deeper"):
+        with pytest.raises(ValueError, match="^-o takes a folder, and .*model.h5 is a file"):
+            replace(job, out=path)
 
 
 def test_a_corpus_that_cannot_be_decoded_is_seen_before_a_folder_is_made(
