@@ -3,11 +3,13 @@
     python -m benchmarks.data_path [--batch N] [--rounds 3] [--tflops 125] [--clips 2000000]
 
 One core each (one thread). The first table decodes clips of 10 s from memory. The second makes
-batches as the presets do: decode, encode labels, wavmix, front end, mixup; beside it, what a GPU
-would take: three times the forward pass (and once that of a teacher), six or two operations a
-multiply-accumulate, at `--tflops` (125: an A100 at 40 % of its 312 TFLOP/s in bf16; small CNNs
-reach less, so theirs is an upper bound). The third makes weights and an epoch's order for
-`--clips` clips of three events, in a process of its own, whose peak memory is with all libraries.
+batches as the presets do: decode, encode labels, the preset's own augmentation of audio and specs,
+the front end (and the teacher's, where one runs along; stored pseudo labels are not read); beside
+it, what a GPU would take: three times the forward pass (and once that of a teacher), six or two
+operations a multiply-accumulate, at `--tflops` (125: an A100 at 40 % of its 312 TFLOP/s in bf16;
+small CNNs reach less, so theirs is an upper bound). The third makes weights and an epoch's order
+for `--clips` clips of three events, in a process of its own, whose peak memory is with all
+libraries.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ from rich.console import Console
 from benchmarks.measure import interleaved, machine, seconds, spread, table
 from benchmarks.memory import peak_gb
 from hear_pretrainedsed.complexity import complexity
+from hear_pretrainedsed.frontends import FrontEnd
 from hear_pretrainedsed.model import build_model
 from hear_pretrainedsed.registry import get_checkpoint
 from hear_pretrainedsed.training.augmentation import Augmentation
+from hear_pretrainedsed.training.batch import Batch
+from hear_pretrainedsed.training.mask_value import mask_value
 from pretraining.clip_index import ClipIndex, Labelled
-from pretraining.clips import Clips, Draw, decode
+from pretraining.clips import Clips, Draw, Row, decode
+from pretraining.config import Recipe
 from pretraining.corpus import Record
 from pretraining.encoding import encode
 from pretraining.presets import PRESETS
@@ -49,7 +55,6 @@ KINDS = {
 }
 PATHS = ("strong_student-beats", "strong_student-atst_f", "fmn_student-fmn10", "fmn_online")
 N_CLASSES = 447
-MIX = Augmentation(wavmix=0.5, mixup=0.5)
 
 
 def sound(rate: int, seed: int = 0) -> np.ndarray:
@@ -105,24 +110,60 @@ def made(n_clips: int, kind: str = "mp3, 32 kHz") -> Made:
     return Made(tuple(Record(f"{i}", sounds[i % 4], events, (0, 1, 2)) for i in range(n_clips)))
 
 
+def streams_of(recipe: Recipe, batch: int | None) -> list[tuple[Clips, Augmentation]]:
+    """The clips of each stream, `batch` together or the recipe's number, and what is done to them.
+
+    The second stream's clips have no events.
+    """
+    made_of = [(recipe.batch, recipe.augmentation, True)]
+    if recipe.weak_batch is not None:
+        made_of.append((recipe.weak_batch, recipe.weak_augmentation, False))
+    streams = []
+    for n_clips, augmentation, has_events in made_of:
+        n_clips = n_clips if batch is None else max(1, batch // len(made_of))
+        streams.append((Clips(replace(made(n_clips), has_events=has_events)), augmentation))
+    return streams
+
+
+def augmented(
+    batch: Batch,
+    augmentation: Augmentation,
+    frontend: FrontEnd,
+    teacher: FrontEnd | None,
+    generator: torch.Generator,
+) -> Batch:
+    """A batch as a step of training learns from it; `teacher`: its front end, if one listens."""
+    batch = augmentation.on_audio(batch, generator)
+    drawn = frontend.with_drawn_edges(generator) if augmentation.draw_mel_edges else frontend
+    with torch.no_grad():
+        batch = replace(batch, spec=drawn(batch.audio))
+        if teacher is not None:
+            batch = replace(batch, teacher_spec=teacher(batch.audio))
+        return augmentation.with_mask_value(mask_value(frontend)).on_spec(batch, generator)
+
+
 def path_row(preset: str, batch: int | None, rounds: int, tflops: float) -> tuple[str, ...]:
     """Clips/s that a core makes of a preset's batches, and what a GPU takes."""
     recipe = PRESETS[preset]
     checkpoint = get_checkpoint(recipe.start)
     n_step = recipe.batch + (recipe.weak_batch or 0)
-    n_clips = batch or n_step
-    clips = Clips(made(n_clips))
+    streams = streams_of(recipe, batch)
+    n_clips = sum(len(clips.corpus) for clips, _ in streams)
     frontend = build_model(checkpoint.backbone).frontend
+    teacher = recipe.teacher and build_model(get_checkpoint(recipe.teacher).backbone).frontend
     generator = torch.Generator().manual_seed(0)
 
-    def read() -> list:
-        return [clips[Draw(i, i)] for i in range(n_clips)]
+    def rows_of(clips: Clips) -> list[Row]:
+        return [clips[Draw(i, i)] for i in range(len(clips.corpus))]
+
+    def read() -> None:
+        for clips, _ in streams:
+            rows_of(clips)
 
     def make() -> None:
-        found = MIX.on_audio(clips.batch(read()), generator)
-        with torch.no_grad():
-            spec = frontend(found.audio)
-        MIX.on_spec(replace(found, spec=spec), generator)
+        for clips, augmentation in streams:
+            found = clips.batch(rows_of(clips))
+            augmented(found, augmentation, frontend, teacher, generator)
 
     times = interleaved({"read": read, "make": make}, rounds)
     speed = {name: n_clips / statistics.median(spent) for name, spent in times.items()}
@@ -194,7 +235,7 @@ def sampler_rows(n_clips: int) -> list[tuple[str, str]]:
         order = ClipOrder(Clips(Indexed(index)), 256, 0, None, given, replacement)
         rows.append((f"an epoch's order, {name}", f"{seconds(lambda o=order: o.epoch(0)):.2f} s"))
         rows.append(("its step 5000", f"{1000 * seconds(lambda o=order: o.step(5000)):.1f} ms"))
-    clips: list[Labelled] = [index.row(i) for i in range(2000)]
+    clips: list[Labelled] = [index.row(i) for i in range(min(2000, n_clips))]
     spent = seconds(lambda: [encode(row.events or (), N_CLASSES) for row in clips]) / len(clips)
     rows.append(("targets of a clip (250 x 447)", f"{1e6 * spent:.0f} us"))
     return [*rows, ("peak memory", f"{peak_gb():.2f} GiB")]

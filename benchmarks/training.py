@@ -55,18 +55,21 @@ from hear_pretrainedsed.training.stream import Stream
 from pretraining.build import random_start
 from pretraining.config import Recipe, sequence_of
 from pretraining.objectives import objective
-from pretraining.presets import PRESETS
+from pretraining.presets import PRESETS, TRANSFORMERS
 
 #: row -> preset, and the backbone where the preset names none
 ROWS: dict[str, tuple[str, str | None]] = {
     "fmn04": ("fmn_student-fmn04", None),
+    "fmn06": ("fmn_student-fmn06", None),
     "fmn10": ("fmn_student-fmn10", None),
+    "fmn20": ("fmn_student-fmn20", None),
+    "fmn30": ("fmn_student-fmn30", None),
     "fmn10+tf-256": ("fmn_student-fmn10+tf-256", None),
     "psla": ("weak-psla-audioset", "psla"),
-    "atst_f": ("strong_student-atst_f", None),
-    "beats": ("strong_student-beats", None),
+    **{name: (f"strong_student-{name}", None) for name in TRANSFORMERS},
+    "atst_f+gru-2048": ("strong_teacher-atst_f", None),
 }
-N_CLIPS = {"atst_f": 4, "beats": 4}  # else 8
+N_CLIPS = {name: 4 for name in ROWS if name.startswith(TRANSFORMERS)}  # else 8
 _SAME = 0.02  # how far the first losses may be apart: dropout draws in the order of memory
 
 

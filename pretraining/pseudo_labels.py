@@ -27,6 +27,7 @@ from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.progress import Progress
 from pretraining.clips import MAX_BROKEN, broken_line, decode, window
 from pretraining.corpus import Corpus
+from pretraining.importers.listing import stems_of
 from pretraining.vocabulary import first_few
 
 FILENAMES, LOGITS, N_DONE, ORIGIN, BROKEN = (
@@ -48,7 +49,9 @@ class PseudoLabelError(ValueError):
 class PseudoLabels:
     """Logits by a clip's name. May be pickled and read in several processes.
 
-    Names are compared without folder and ending, see `stem`. Raises `PseudoLabelError` for a file
+    Names are compared without folder and ending, see `stem`. Of a clip that is not in the file as
+    it is called, the row is that of its segment or recording, with or without a Y before it, as the
+    importers find audio (`stems_of`). Raises `PseudoLabelError` for a file
     that has not the two tables, or tables that do not belong together.
     """
 
@@ -76,7 +79,7 @@ class PseudoLabels:
 
     def row(self, name: str) -> np.ndarray:
         """Logits (classes, 250) of a clip, float16. `PseudoLabelError` where there are none."""
-        if (number := self._numbers.get(stem(name))) is None:
+        if (number := self._number(name)) is None:
             raise PseudoLabelError(
                 f"{self.path}: no pseudo labels of {name!r}; it has {len(self._numbers)} clips, "
                 f"the first {next(iter(self._numbers), None)!r}"
@@ -112,12 +115,33 @@ class PseudoLabels:
         labels = self.origin.get("labels")
         if labels is not None:
             corpus.require_labels(labels)
-        missing = [n for n in corpus.names if stem(n) not in self._numbers]
+        missing = [name for name in corpus.names if self._number(name) is None]
         if missing:
             raise PseudoLabelError(
                 f"{self.path}: of other clips: {len(missing)} of {len(corpus)} of "
                 f"{corpus.folder} are not in it, as {', '.join(missing[:3])}"
             )
+        users: dict[int | None, str] = {}
+        if shared := [n for n in corpus.names if users.setdefault(self._number(n), n) != n]:
+            raise PseudoLabelError(
+                f"{self.path}: {first_few(shared, 'clip')} without a row of its own: by its name, "
+                f"another clip of {corpus.folder} has the same one"
+            )
+
+    def _number(self, name: str) -> int | None:
+        """The row of a clip; None: there is none, or the name fits several."""
+        own = stem(name)
+        there = next((one for one in (own, *_also(own)) if one in self._numbers), None)
+        return self._also_called.get(own) if there is None else self._numbers[there]
+
+    @cached_property
+    def _also_called(self) -> dict[str, int]:
+        """Rows by the other names that their clips may have, but for names of several."""
+        found: dict[str, set[int]] = {}
+        for name, number in self._numbers.items():
+            for other in _also(name):
+                found.setdefault(other, set()).add(number)
+        return {name: rows.pop() for name, rows in found.items() if len(rows) == 1}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -189,6 +213,11 @@ def stem(name: str) -> str:
     base = name.rsplit("/", 1)[-1]
     head, ending = os.path.splitext(base)
     return head if ending.lower() in EXTENSIONS else base
+
+
+def _also(name: str) -> tuple[str, ...]:
+    """Other names of a segment's clip: AudioSet's ids stand with and without a Y before them."""
+    return (*stems_of(name), *(stems_of(name[1:]) if name.startswith("Y") else ()))
 
 
 def _places(names: Iterable[str], source: Path) -> dict[str, int]:

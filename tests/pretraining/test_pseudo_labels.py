@@ -22,6 +22,7 @@ from hear_pretrainedsed.heads import AttentionHead
 from hear_pretrainedsed.model import SEDModel, build_model
 from hear_pretrainedsed.training.new_head import with_head
 from pretraining import pseudo_labels
+from pretraining.clip_index import ClipIndex, Labelled
 from pretraining.clips import Clips, Draw, decode, window
 from pretraining.corpus import Corpus
 from pretraining.pseudo_labels import (
@@ -125,6 +126,40 @@ def test_clips_whose_names_end_in_a_number_keep_their_rows(tmp_path: Path) -> No
         file["strong_logits"] = np.stack([np.full((3, 250), i, np.float16) for i in (-5, 5)])
     labels = PseudoLabels(tmp_path / "takes.h5")
     assert [labels.row(name)[0, 0] for name in ("take.1", "take.2")] == [-5, 5]
+
+
+def published(path: Path, names: list[str]) -> PseudoLabels:
+    """Row i holds i."""
+    with h5py.File(path, "w") as file:
+        file["filenames"] = names
+        file["strong_logits"] = np.stack([np.full((3, 250), i, np.float16) for i in range(5)])
+    return PseudoLabels(path)
+
+
+@pytest.mark.parametrize("form", ["Yclip{}_0.mp3", "clip{}.wav", "Yclip{}", "clip{}_0"])
+def test_audioset_s_names_are_one_in_any_form(tmp_path: Path, corpus: Corpus, form: str) -> None:
+    """The corpus has `clip0_0`: a recording's id and where the segment begins in ms."""
+    labels = published(tmp_path / "a.h5", [form.format(i) for i in (4, 3, 2, 1, 0)])
+    labels.check(corpus)
+    assert [labels.row(name)[0, 0] for name in corpus.names] == [4, 3, 2, 1, 0]
+
+
+def test_other_forms_are_found_the_other_way_round(tmp_path: Path) -> None:
+    names = ["aa_30000", "Ybb_0.mp3", "Ycc", "dd_0", "dd_10000"]
+    labels = published(tmp_path / "a.h5", names)
+    wanted = {"Yaa": 0, "aa": 0, "Yaa_30000": 0, "bb": 1, "Ybb": 1, "bb_0": 1, "cc": 2, "Ydd_0": 3}
+    assert {name: labels.row(name)[0, 0] for name in wanted} == wanted
+    for name in ("dd", "Ydd", "a", "b", "aa_0x"):  # two rows fit, or none
+        with pytest.raises(ValueError, match="no pseudo labels of"):
+            labels.row(name)
+
+
+def test_clips_that_would_share_a_row_are_refused(tmp_path: Path, corpus: Corpus) -> None:
+    labels = published(tmp_path / "a.h5", ["clip_0", "clip", "b", "c", "d"])
+    index = ClipIndex.of(Labelled(name, (), ()) for name in ("clip_0", "clip_1", "b", "clip_2"))
+    takes = Corpus(corpus.folder, corpus.manifest, index)
+    with pytest.raises(ValueError, match=r"1 clip \('clip_2'\) is without a row of its own"):
+        labels.check(takes)
 
 
 def test_a_clip_given_twice_is_refused(tmp_path: Path, corpus: Corpus) -> None:
