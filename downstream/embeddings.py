@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 import torch
@@ -150,11 +151,7 @@ class FrameSource:
                         array = one.cpu().numpy().astype(spec.stored)
                     if not np.isfinite(array).all():
                         raise ValueError(f"{clip.path}: frames that are no finite {spec.stored}")
-                    rows.write(array.tobytes())
-                    entry = {"file": clip.file, "n_frames": len(array), "dim": array.shape[1]}
-                    _sync(rows)
-                    index.write(json.dumps(entry | {"dtype": spec.stored}) + "\n")
-                    index.flush()
+                    _append(rows, index, clip.file, array)
                     n_done += 1
                 if self.progress:
                     self.progress(n_done, len(self.clips))
@@ -239,10 +236,22 @@ def _audio_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(file: object) -> None:
-    """Rows reach the disk before the line that tells of them."""
-    file.flush()
-    os.fsync(file.fileno())
+def write_frames(folder: Path, frames: Mapping[str, np.ndarray]) -> None:
+    """Frames {file: (frames, dim)} of one type, as `Frames` reads them."""
+    folder.mkdir(parents=True)
+    with (folder / _ROWS).open("ab") as rows, (folder / _INDEX).open("a") as index:
+        for file, array in frames.items():
+            _append(rows, index, file, array)
+
+
+def _append(rows: BinaryIO, index: TextIO, file: str, frames: np.ndarray) -> None:
+    """Add a clip's frames (frames, dim); the rows reach the disk before the line about them."""
+    rows.write(frames.tobytes())
+    rows.flush()
+    os.fsync(rows.fileno())
+    entry = {"file": file, "n_frames": len(frames), "dim": frames.shape[1]}
+    index.write(json.dumps(entry | {"dtype": frames.dtype.name}) + "\n")
+    index.flush()
 
 
 def _read_index(folder: Path) -> list[dict[str, object]]:

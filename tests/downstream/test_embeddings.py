@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,14 @@ import torch
 
 import hear_pretrainedsed as hps
 from downstream import embeddings
-from downstream.embeddings import FrameSource, FrameSpec, Weights, find_weights
+from downstream.embeddings import (
+    Frames,
+    FrameSource,
+    FrameSpec,
+    Weights,
+    find_weights,
+    write_frames,
+)
 from downstream.tasks.task import Clip
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import Options
@@ -187,6 +196,52 @@ def test_half_precision_that_overflows_is_refused(
     with pytest.raises(ValueError, match=r"0\.wav.*float16"):
         source.frames(FrameSpec(stored="float16"))
     assert source.frames(FrameSpec()).dim == 4
+
+
+def test_the_next_group_is_decoded_while_one_is_computed(
+    weights: Weights, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)  # is passed when computing and decoding are there at once
+    read = embeddings._read
+
+    def read_with_the_first_computed(group: Sequence[Clip]) -> list[torch.Tensor]:
+        if group[0] is clips[2]:
+            both.wait(timeout=30)
+        return read(group)
+
+    class Model:
+        device = torch.device("cpu")
+        options, grid = Options(), embeddings.GRID
+        n_calls = 0
+
+        def embeddings(self, audio: torch.Tensor) -> torch.Tensor:
+            if not self.n_calls:
+                both.wait(timeout=30)
+            self.n_calls += 1
+            return audio[:, :25, None].expand(-1, -1, 4)
+
+    model = Model()
+    monkeypatch.setattr(embeddings, "_read", read_with_the_first_computed)
+    monkeypatch.setattr(embeddings, "load_model", lambda *_, **__: model)
+    frames = FrameSource(weights, clips, tmp_path / "cache").frames(FrameSpec())
+    assert model.n_calls == 4
+    for clip in clips:
+        (audio,) = read([clip])
+        assert np.array_equal(frames.clip(clip.file)[:, 0], audio[:25])
+
+
+def test_frames_are_mapped_from_the_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    arrays = {name: np.full((n, 4), n, np.float32) for name, n in (("a", 3), ("b", 5))}
+    write_frames(folder, arrays)
+    frames = Frames(folder)
+    clip = frames.clip("b")
+    assert isinstance(clip, np.memmap)
+    assert Path(clip.filename) == folder / "frames.bin"
+    assert np.array_equal(clip, arrays["b"])
+    clip[:] = 0  # torch may write to it
+    assert (folder / "frames.bin").read_bytes() == b"".join(map(bytes, arrays.values()))
+    assert not isinstance(frames.join(["a"]).numpy(), np.memmap)
 
 
 def test_stacks_of_layers_are_side_by_side(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,26 @@ def test_decoded_gives_every_clip_once(clips: StrongSet) -> None:
         assert {clip.file: n for clip, n in found} == {
             clip.file: round(clip.duration_s * 16_000) for clip in clips.clips
         }
+
+
+def test_later_clips_are_decoded_while_the_first_are_computed(
+    clips: StrongSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, later = threading.Event(), threading.Event()
+    ordered = sorted(clips.clips, key=lambda clip: clip.duration_s)
+
+    def read(path: Path) -> Tensor:
+        if path == ordered[4].path:
+            taken.wait(timeout=30)
+            later.set()
+        return read_audio(path)
+
+    monkeypatch.setattr(strong_scores, "read_audio", read)
+    groups = decoded(clips.clips, 4)
+    next(groups)
+    taken.set()
+    assert later.wait(timeout=30)  # and nobody has asked for its group
+    groups.close()
 
 
 def test_recordings_that_cannot_be_read_are_left_out(clips: StrongSet) -> None:
