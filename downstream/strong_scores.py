@@ -28,6 +28,7 @@ from downstream.tasks.task import Clip, Progress
 from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.heads import NoHeadError
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 
@@ -195,8 +196,9 @@ def _computed(model: SEDModel, output: Callable[[Tensor], Tensor], audio: Tensor
         try:
             parts = [output(part).float().cpu() for part in audio.split(n_at_once)]
             return torch.cat(parts).numpy()
-        except torch.OutOfMemoryError:
-            if n_at_once == 1:
+        except (RuntimeError, MemoryError) as error:
+            if n_at_once == 1 or not out_of_memory(error):
                 raise
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         model.options = replace(model.options, batch_size=n_at_once // 2)

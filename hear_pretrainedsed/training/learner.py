@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from hear_pretrainedsed.events import disk_errors, whole_file
+from hear_pretrainedsed.memory import out_of_memory
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for, seed_of
@@ -215,7 +216,7 @@ class Learner(LightningModule):
             try:
                 return [self._accumulate(i, batch) for i, batch in enumerate(batches)]
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 one = self.micro_pieces == 1
             if one or self.trainer.world_size > 1:  # the others wait for this process
@@ -381,8 +382,3 @@ class Learner(LightningModule):
         self.micro_pieces = min(kept["micro_pieces"], self.place.micro)  # what fits, if less is set
         if self.ema:
             self.ema.load_state_dict(kept["ema"])
-
-
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
