@@ -24,7 +24,7 @@ from downstream.protocols import PROTOCOLS, Settings
 from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
-from downstream.tasks import TASKS, LabelChoice
+from downstream.tasks import TASKS, LabelChoice, Task
 from hear_pretrainedsed.cli_options import BatchSize, Device, Option, Precision, device_of, say
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
@@ -96,7 +96,9 @@ def evaluate(
     choice = LabelChoice(labels, split_column, split_seed)
     folders = task_words(split_list("--tasks", tasks), data, corpus, strict, choice)
     # refuse what cannot be used before anything is run
-    check_used(choice, [sweep.open_named(task, data, strict, choice) for task in folders])
+    opened = [sweep.open_named(task, data, strict, choice) for task in folders]
+    check_used(choice, opened)
+    check_protocols(opened, wanted)
     todo = sweep.jobs(names, folders, wanted, seeds, data, strict, choice)
     place = sweep.Place(results, embeddings or cache_folder() / "embeddings", settings)
     screen = Screen(len(todo))
@@ -173,6 +175,14 @@ def protocol_modes(protocols: Sequence[str], modes: Sequence[str]) -> Iterator[t
             raise ValueError(unknown("mode", mode, known))
     for name in chosen:
         yield from ((name, mode) for mode in modes if mode in PROTOCOLS[name].modes)
+
+
+def check_protocols(tasks: Sequence[Task], wanted: Sequence[tuple[str, str]]) -> None:
+    """Refuse a task that a protocol and mode cannot be run on."""
+    for task in tasks:
+        if task.facts.score_head is None:
+            for protocol, mode in wanted:
+                PROTOCOLS[protocol].check(task, mode)
 
 
 class Screen:

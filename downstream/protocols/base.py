@@ -18,6 +18,10 @@ def _nobody(line: str) -> None:
     """Tell nobody."""
 
 
+def _any_task(task: Task, mode: str) -> None:
+    """Take every task."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a user may set about a run; each protocol says which of it it reads.
@@ -72,12 +76,14 @@ class Protocol:
     """A named way to obtain a downstream number: a function for each of its modes.
 
     reads: fields of `Settings` that a mode depends on beside `precision`, which all do; what is not
-    among them does not make another result.
+    among them does not make another result. check: (task, mode) raises `ValueError` for a task that
+    the protocol cannot be run on.
     """
 
     name: str
     modes: Mapping[str, Mode]
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    check: Callable[[Task, str], None] = _any_task
 
     def config(self, mode: str, settings: Settings) -> dict[str, Any]:
         """The settings that a mode depends on."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,44 @@ def to_events(
     return [(a, b, labels[c]) for a, b, c in zip(*(x.tolist() for x in columns), strict=True)]
 
 
+def postprocessings(task: Task) -> list[Postprocessing]:
+    """Those that a task chooses among."""
+    params = task.hear.get("evaluation_params", {})
+    grid = params.get("event_postprocessing_grid", POSTPROCESSING)
+    return [tuple(point.items()) for point in points(grid)]
+
+
+def selects_by_score(task: Task) -> bool:
+    """Whether the best validation is that of the best score, else of the lowest loss."""
+    return task.hear.get("use_scoring_for_early_stopping", True)
+
+
+def judged_by(task: Task) -> str:
+    """The score that selects: the first one in HEAR's metadata."""
+    return task.hear.get("evaluation", _of_events(task.metrics))[0]
+
+
+def _of_events(names: Iterable[str]) -> list[str]:
+    return [name for name in names if METRICS[name].needs == "events"]
+
+
+def check(task: Task, mode: str) -> None:
+    """Raise `ValueError` for a task that nothing can be selected on under this protocol."""
+    by_score = selects_by_score(task)
+    n_choices = len(postprocessings(task))
+    if not by_score and n_choices > 1:
+        raise ValueError(
+            f"{task.name}: selects by loss, which cannot choose among {n_choices} "
+            "post-processings: event_postprocessing_grid has to have one"
+        )
+    if (by_score or mode == "knn") and METRICS[judged_by(task)].needs != "events":
+        raise ValueError(
+            f"{task.name}: protocol hear selects by the first metric of `evaluation`, which is "
+            f"{judged_by(task)!r} and of scores; of events are {', '.join(_of_events(METRICS))}: "
+            "put one of these first, or take protocol paper or best"
+        )
+
+
 @dataclass
 class Part:
     """Frames of some clips in heareval's order, and what is wanted of them."""
@@ -175,22 +213,13 @@ class Kit:
     @classmethod
     def of(cls, task: Task, frames: Frames, settings: Settings) -> Kit:
         """Read what the task's metadata sets."""
-        hear = task.hear
-        grid = hear.get("evaluation_params", {}).get("event_postprocessing_grid", POSTPROCESSING)
-        choices = [tuple(point.items()) for point in points(grid)]
-        by_score = hear.get("use_scoring_for_early_stopping", True)
-        if not by_score and len(choices) > 1:
-            raise ValueError(
-                f"{task.name}: selects by loss, which cannot choose among {len(choices)} "
-                "post-processings: event_postprocessing_grid has to have one"
-            )
-        return cls(task, frames, settings, file_order(task), by_score, choices)
+        choices = postprocessings(task)
+        return cls(task, frames, settings, file_order(task), selects_by_score(task), choices)
 
     @property
     def metric(self) -> str:
-        """What the best validation is judged by: the task's first score in HEAR's metadata."""
-        of_events = [name for name in self.task.metrics if METRICS[name].needs == "events"]
-        return self.task.hear.get("evaluation", of_events)[0]
+        """What the best validation is judged by."""
+        return judged_by(self.task)
 
     @property
     def sign(self) -> int:
@@ -295,8 +324,10 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """The whole protocol: grid on the first rotation, its winner on all of them, test."""
-    kit = Kit.of(task, source.frames(FrameSpec(precision=settings.precision)), settings)
+    check(task, "probe")
     confs = drawn_points(task.hear, settings)
+    check(task, "knn")
+    kit = Kit.of(task, source.frames(FrameSpec(precision=settings.precision)), settings)
     scores: dict[str, np.ndarray] = {}
     events: dict[str, list[Triple]] = {}
     chosen: list[dict[str, Any]] = []
@@ -315,6 +346,7 @@ def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Fou
 
 def knn(task: Task, source: FrameSource, settings: Settings, seed: int) -> Found:
     """Votes of the nearest train frames as scores; post-processing chosen on valid."""
+    check(task, "knn")
     kit = Kit.of(task, source.frames(FrameSpec(precision=settings.precision)), settings)
     scores: dict[str, np.ndarray] = {}
     events: dict[str, list[Triple]] = {}
@@ -334,4 +366,6 @@ def _folds(task: Task) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(clip.file for clip in task.clips(r.test)) for r in task.rotations)
 
 
-PROTOCOL = Protocol("hear", {"probe": probe, "knn": knn}, reads={"probe": ("grid", "grid_points")})
+PROTOCOL = Protocol(
+    "hear", {"probe": probe, "knn": knn}, reads={"probe": ("grid", "grid_points")}, check=check
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from downstream.protocols import PROTOCOLS, Settings
 from downstream.tasks import LabelChoice, open_task
 from hear_pretrainedsed import cli, plugins
 from hear_pretrainedsed.model import SEDModel
+from tests.downstream import task_folders
 from tests.downstream.tone_task import tone_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -127,11 +129,62 @@ def test_a_mistake_is_one_line(
             place = words.index(option)
             del words[place : place + 2]
     assert run(*words, *change) == 2
-    import re
-
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, error), error
     assert not (tmp_path / "r" / "results.jsonl").exists()
+
+
+BY_LOSS = {"use_scoring_for_early_stopping": False}
+
+
+def small_task(folder: Path, min_duration: list[int], metadata: dict) -> Path:
+    """A HEAR folder with a median and these minimum durations to choose from."""
+    grid = {"event_postprocessing_grid": dict(median_filter_ms=[120], min_duration=min_duration)}
+    given = {"evaluation_params": grid} | metadata
+    return task_folders.hear_task(folder, task_folders.three_splits(), **given)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "modes", "message"),
+    [
+        (
+            {"evaluation": ["psds1", "event_onset_200ms_fms"]},
+            ["probe", "knn"],
+            "small: protocol hear selects by the first metric of .evaluation.*'psds1' and of scores"
+            ".*event_onset_50ms_fms.*protocol paper or best",
+        ),
+        (
+            BY_LOSS,
+            ["probe"],
+            "small: selects by loss, which cannot choose among 2 post-processings",
+        ),
+    ],
+)
+def test_hear_refuses_what_it_cannot_select_by_before_anything_is_computed(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    metadata: dict,
+    modes: list[str],
+    message: str,
+) -> None:
+    folder = small_task(tmp_path / "t", [50, 90], metadata)
+    monkeypatch.setattr(sweep, "weights_of", lambda name: pytest.fail("a job was begun"))
+    words = ["evaluate", "--checkpoints", NAME, "--tasks", folder, "--results", tmp_path / "r"]
+    assert run(*words, "--modes", *modes) == 2
+    assert re.search(message, capfd.readouterr().err.strip().splitlines()[-1])
+    assert not (tmp_path / "r").exists()
+    task = open_task(folder)
+    for mode in modes:
+        with pytest.raises(ValueError, match=message):  # without frames too
+            PROTOCOLS["hear"].modes[mode](task, None, Settings(), 0)
+
+
+def test_hear_by_loss_needs_no_metric_of_events(tmp_path: Path) -> None:
+    task = open_task(small_task(tmp_path, [50], {"evaluation": ["psds1"]} | BY_LOSS))
+    with pytest.raises(ValueError, match="'psds1' and of scores"):
+        evaluation.check_protocols([task], [("hear", "knn")])
+    evaluation.check_protocols([task], [("hear", "probe"), ("paper", "knn"), ("best", "probe")])
 
 
 def test_weights_that_are_not_there(
