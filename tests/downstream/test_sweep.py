@@ -258,7 +258,8 @@ def test_a_disk_that_is_full_amid_frames_arrays_or_lines(
     arrays = [path.stat().st_size for path in (tmp_path / "whole").glob("cells/*.npz")]
     line = len((tmp_path / "whole" / "results.jsonl").read_bytes().splitlines()[0])
     assert max(arrays) < line < frames.stat().st_size // 2
-    limits = {"frames": frames.stat().st_size // 2, "arrays": min(arrays) // 2, "line": line}
+    limits = {"frames": frames.stat().st_size // 2, "arrays": min(arrays) // 2, "line": 0}
+    limits["line"] = (max(arrays) + line) // 2  # lines of two runs are not of quite one length
     for what, n_bytes in limits.items():
         ended = limited(n_bytes, task, folder)
         assert ended.returncode == 1, ended.stderr
