@@ -1,6 +1,7 @@
 """Protocol `hear` over seeds against stock heareval over seeds, on the same frames.
 
     python -m benchmarks.hear_seeds [--checkpoint NAME] [--tasks office piano] [--seeds 10]
+        [--precision bf16]
 
 Both train one grid point (one hidden layer, lr 1e-3, the width and number of epochs given here);
 heareval with another seed each time, as it would be with another build of torch. The frames are
@@ -30,6 +31,7 @@ from downstream.protocols.base import Settings
 from downstream.scoring import score_task
 from downstream.tasks import open_task
 from downstream.tasks.task import Task
+from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
 
 
@@ -40,7 +42,7 @@ def stock_score(results: dict, metric: str) -> float:
 
 
 def compare(
-    task: Task, source: Given | FrameSource, grid: dict, seeds: int, folder: Path
+    task: Task, source: Given | FrameSource, grid: dict, seeds: int, precision: str, folder: Path
 ) -> tuple[list[float], list[float]]:
     """Main scores of heareval and ours, seed by seed."""
     params = {**task.hear.get("evaluation_params", {})}
@@ -51,7 +53,7 @@ def compare(
     theirs, ours = [], []
     for seed in range(seeds):
         theirs.append(stock_score(run_stock(stock_folder, 1, seed), metric))
-        found = hear.probe(task, source, Settings(grid_points=1), seed)
+        found = hear.probe(task, source, Settings(grid_points=1, precision=precision), seed)
         ours.append(score_task(task, found)[metric].value)
         print(f"{task.name} seed {seed}: stock {theirs[-1]:.4f}, ours {ours[-1]:.4f}", flush=True)
     return theirs, ours
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of ours")
     given = parser.parse_args()
     torch.set_num_threads(1)
     grid = {"hidden_layers": [1], "hidden_dim": [given.hidden], "lr": [1e-3]}
@@ -93,7 +96,9 @@ def main() -> None:
             if given.checkpoint:
                 clips, cache = task.clips(task.splits), cache_folder() / "embeddings"
                 source = FrameSource(find_weights(given.checkpoint), clips, cache)
-            table.add_row(*row(name, *compare(task, source, grid, given.seeds, Path(folder))))
+            table.add_row(
+                *row(name, *compare(task, source, grid, given.seeds, given.precision, Path(folder)))
+            )
     Console(width=120).print(table)
 
 
