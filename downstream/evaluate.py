@@ -25,10 +25,19 @@ from downstream.protocols.hear import GRIDS
 from downstream.results import Cell, results_table
 from downstream.sweep import Job
 from downstream.tasks import TASKS, LabelChoice, Task
-from hear_pretrainedsed.cli_options import BatchSize, Device, Option, Precision, device_of, say
+from hear_pretrainedsed.cli_options import (
+    BatchSize,
+    Device,
+    Option,
+    Precision,
+    check_batch_size,
+    device_of,
+    say,
+)
 from hear_pretrainedsed.options import PRECISIONS
 from hear_pretrainedsed.records import cache_folder
 from hear_pretrainedsed.registry import CHECKPOINTS, unknown
+from hear_pretrainedsed.training.plan import share_of_steps
 
 EXECUTORS = {"local": "downstream.sweep", "ray": "downstream.sweep_ray"}
 Names = Annotated[list[str], Option("--checkpoints", help="Names or patterns, as in `list`.")]
@@ -74,12 +83,10 @@ def evaluate(
     """Score checkpoints on tasks under named protocols; a table at the end."""
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
+    check_batch_size(batch_size)
     if grid not in GRIDS:
         raise ValueError(unknown("grid", grid, GRIDS))
-    if steps_scale is not None and not 0 < steps_scale < float("inf"):
-        raise ValueError(f"--steps-scale is {steps_scale}; it has to be above 0 (1: all steps)")
+    share_of_steps(1, steps_scale, max_steps)
     work = executor_of(executor)
     settings = Settings(
         precision=precision,

@@ -126,6 +126,12 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"-o takes a folder, and {there} is a file")
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a batch of none."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
+
+
 def device_of(name: str) -> torch.device:
     """A device by name, if this machine has it; "auto": a GPU if there is one."""
     if name == "auto":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rich.table import Table
 
-from hear_pretrainedsed.cli_options import Option, device_of
+from hear_pretrainedsed.cli_options import Option, check_batch_size, device_of
 from hear_pretrainedsed.training.fit import check_logger, default_logger
 from hear_pretrainedsed.training.param_groups import Group
 from hear_pretrainedsed.training.plan import Place
@@ -52,8 +52,7 @@ def place_of(
     `ValueError` for a device or a logger that is not here, or a batch of none. What is run there,
     and not planned alone, takes `check_processes` as well.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"--batch-size is {batch_size}; it is at least 1")
+    check_batch_size(batch_size)
     devices, num_nodes = processes_of(devices, num_nodes)
     name = str(device_of(device))
     if workers is None:
