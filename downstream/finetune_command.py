@@ -264,7 +264,6 @@ def print_plan(job: tuning.Job) -> None:
     n_blocks = model.backbone.n_blocks
     plans = [job.recipe.plan(order, lr, job.settings, n_blocks) for lr in job.recipe.lrs]
     plan = plans[0]
-    need = memory(model, plan, job.place)
     rotations = len(job.task.rotations)
     processes = job.place.n_devices * job.place.n_nodes
     facts = {
@@ -276,15 +275,9 @@ def print_plan(job: tuning.Job) -> None:
         f"{plan.n_warmup_steps} of warm-up",
         "trainings": f"{len(plans) + rotations - 1}: maximum lr "
         f"{', '.join(f'{p.backbone_lr:g}' for p in plans)} on the first of {rotations} rotations",
-        "memory": f"about {_gigabytes(need.total)}: weights and optimiser "
-        f"{_gigabytes(need.weights)}, batch {_gigabytes(need.batch)}, "
-        f"activations {_gigabytes(need.activations)}",
+        "memory": str(memory(model, plan, job.place)),
     }
     if changed := changes(job.recipe, job.protocol):
         facts["set"] = f"{changed}, so protocol {job.name}"
     Console().print(groups_table(groups(model, plan)))
     print(*(f"{key + ':':<11}{value}" for key, value in facts.items()), sep="\n")
-
-
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"

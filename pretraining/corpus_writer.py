@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed.end_with_parent import end_with_parent
 from hear_pretrainedsed.events import whole_file
 from pretraining.clip_index import ClipIndex, Labelled
 from pretraining.clips import duration_s
@@ -167,7 +167,7 @@ def _results(todo: Iterator[Task], n_workers: int) -> Iterator[tuple[int, Note]]
         yield from map(_write_shard, todo)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's and HDF5's threads
-    with ProcessPoolExecutor(n_workers, context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(n_workers, context, end_with_parent, (os.getpid(),)) as pool:
         jobs = [pool.submit(_write_shard, task) for task in todo]
         try:
             for job in as_completed(jobs):
@@ -175,18 +175,6 @@ def _results(todo: Iterator[Task], n_workers: int) -> Iterator[tuple[int, Note]]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it does, even by kill -9."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _shard_file(number: int, n_shards: int) -> str:

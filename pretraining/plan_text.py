@@ -81,7 +81,7 @@ class Outlook:
             "validation": "at the end"
             if plan.valid_every_steps is None
             else f"every {plan.valid_every_steps} steps",
-            "memory": _memory_line(self.memory()),
+            "memory": str(self.memory()),
             "time": self._time_line(),
         }
         yield from (f"{key + ':':<14}{value}" for key, value in facts.items())
@@ -180,21 +180,3 @@ def _augmentation_line(recipe: Recipe) -> str:
         if getattr(record, name) != getattr(plain, name)
     }
     return ", ".join(f"{name} {value}" for name, value in chosen.items()) or "none"
-
-
-def _memory_line(need: Memory) -> str:
-    parts = {
-        "weights and optimiser": need.weights,
-        "batch": need.batch,
-        "activations": need.activations,
-        "the teacher": need.teacher,
-    }
-    told = ", ".join(f"{name} {_gigabytes(part)}" for name, part in parts.items() if part)
-    return (
-        f"about {_gigabytes(need.total)} of tensors a process ({told}); with work space and what "
-        f"the allocator holds back up to {_gigabytes(need.at_most)}"
-    )
-
-
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"

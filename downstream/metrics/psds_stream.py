@@ -9,6 +9,7 @@ where they are long, by `score_runs`. Every count is exact, and so is the result
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any
@@ -21,6 +22,7 @@ from downstream.metrics.expected_clips import ExpectedClips
 from downstream.metrics.false_positives import FalsePositives
 from downstream.metrics.intersection_based import check_apart
 from downstream.metrics.score import Score, class_score
+from hear_pretrainedsed.end_with_parent import end_with_parent
 
 Progress = Callable[[int, int], None]
 """Is told how many clips are done, and of how many."""
@@ -166,7 +168,7 @@ def add_all(
     context = multiprocessing.get_context("fork")  # the scores' memory is shared
     done = context.Value("q", 0)
     state = (stream, scores, done)
-    with ProcessPoolExecutor(jobs, context, _inherit, (state,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin, (os.getpid(), state)) as pool:
         left = {pool.submit(_share, files[first::jobs]) for first in range(jobs)}
         while left:
             ended, left = wait(left, _POLL_S, FIRST_COMPLETED)
@@ -186,9 +188,10 @@ _STOP = -(1 << 62)  # clips "done" when another process has failed
 _inherited: Any = None
 
 
-def _inherit(state: Any) -> None:
+def _begin(parent: int, state: Any) -> None:
     global _inherited
     _inherited = state
+    end_with_parent(parent)
 
 
 def _share(files: Sequence[str]) -> ClipCounts:

@@ -47,6 +47,23 @@ class Memory:
         """What the process may take for these, `_ALLOCATED` times as much."""
         return round(_ALLOCATED * self.total)
 
+    def __str__(self) -> str:
+        parts = {
+            "weights and optimiser": self.weights,
+            "batch": self.batch,
+            "activations": self.activations,
+            "the teacher": self.teacher,
+        }
+        told = ", ".join(f"{name} {_gigabytes(part)}" for name, part in parts.items() if part)
+        return (
+            f"about {_gigabytes(self.total)} of tensors a process ({told}); with work space and "
+            f"what the allocator holds back up to {_gigabytes(self.at_most)}"
+        )
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"
+
 
 def memory(
     model: SEDModel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from downstream.metrics import PSDS1, StreamedPSDS, false_positives, psds
 from downstream.metrics.false_positives import FalsePositives, detection_steps
+from tests.child_processes import survivors_of_a_kill
 from tests.downstream.test_metrics_psds import FRAME_S, SETTINGS, Case
 
 pytest.importorskip("sed_scores_eval")
@@ -122,6 +124,29 @@ def test_precisions_may_be_mixed() -> None:
     for i, name in enumerate(case.scores):
         case.scores[name] = case.scores[name].astype(("f2", "f4", "f8")[i % 3])
     assert case.ours(SETTINGS["short curve"]) == expected
+
+
+STUCK = """
+import time
+from tests.downstream.test_metrics_psds import Case, PSDS1
+
+class Stuck(dict):
+    def __getitem__(self, name):
+        time.sleep(600)
+
+case = Case(5)
+case.scores = Stuck(case.scores)
+case.ours(PSDS1, jobs=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "stuck.py"
+    path.write_text(STUCK)
+    children, left = survivors_of_a_kill(path)
+    assert len(children) == 2 and not left
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from pretraining.corpus import CorpusError, open_corpus
 from pretraining.corpus_writer import write_corpus
+from tests.child_processes import survivors_of_a_kill
 from tests.pretraining.small_corpus import encoded, small_corpus, small_listing, sound
 
 IMPORT_STUCK_AT_THE_FOURTH = """
@@ -192,31 +192,8 @@ def test_workers_end_with_a_killed_import(tmp_path: Path) -> None:
     small_listing(tmp_path)
     path = tmp_path / "stuck_import.py"
     path.write_text(STUCK_IMPORT)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    run = subprocess.Popen([sys.executable, str(path), str(tmp_path)], env=environment)
-    limit = time.monotonic() + 60
-    while not (children := children_of(run.pid)) and time.monotonic() < limit:
-        time.sleep(0.05)
-    time.sleep(3)  # until the workers work
-    children = children_of(run.pid)
-    run.kill()
-    run.wait()
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert children and not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that a process has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
+    children, left = survivors_of_a_kill(path, str(tmp_path))
+    assert children and not left
 
 
 def test_notes_are_no_part_of_a_corpus(tmp_path: Path) -> None:
