@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -27,7 +27,7 @@ from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.fetch import fetch
 from hear_pretrainedsed.frames import FrameGrid
-from hear_pretrainedsed.memory import out_of_memory
+from hear_pretrainedsed.memory import in_smaller_batches
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.options import Layers
 from hear_pretrainedsed.records import known_sha256, locked
@@ -193,21 +193,15 @@ def _computed(model: SEDModel, group: Sequence[Clip], audio: Sequence[Tensor]) -
     """
     windowing = model.options.windowing
     n_windows = [len(model.grid.plan(len(one), windowing)) for one in audio]
-    while True:
-        try:
-            with torch.inference_mode():
-                return [
-                    x for part in _parts(audio, n_windows, model) for x in model.embeddings(part)
-                ]
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        # outside of `except`, which keeps the tensors alive
-        if (size := min(model.options.batch_size or sum(n_windows), sum(n_windows))) == 1:
-            raise MemoryError(f"{group[0].path}: not enough memory, even window by window")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        model.options = replace(model.options, batch_size=size // 2)
+
+    @torch.inference_mode()
+    def frames() -> list[Tensor]:
+        return [x for part in _parts(audio, n_windows, model) for x in model.embeddings(part)]
+
+    try:
+        return in_smaller_batches(model, sum(n_windows), frames)
+    except MemoryError as error:
+        raise MemoryError(f"{group[0].path}: {error}") from None
 
 
 def _parts(audio: Sequence[Tensor], n_windows: Sequence[int], model: SEDModel) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hear_pretrainedsed import __version__
 from hear_pretrainedsed.api import load_model
 from hear_pretrainedsed.audio import read_audio
 from hear_pretrainedsed.checkpoints import save_weights
+from hear_pretrainedsed.memory import in_smaller_batches
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.fit import Fitted, fit
 from hear_pretrainedsed.training.new_head import with_head
@@ -102,7 +104,10 @@ class Job:
     def model(self) -> SEDModel:
         """The checkpoint with a new head for the task's classes."""
         model = load_model(
-            self.weights.path, checkpoint=self.weights.checkpoint, windowing=self.recipe.windowing
+            self.weights.path,
+            checkpoint=self.weights.checkpoint,
+            windowing=self.recipe.windowing,
+            batch_size=self.settings.batch_size,
         )
         return with_head(model, self.task.labels, self.seed)
 
@@ -230,10 +235,12 @@ def _sigmoid(logits: Mapping[str, np.ndarray]) -> Values:
 @torch.no_grad()
 def predict(model: SEDModel, clips: Sequence[Clip]) -> Values:
     """Logits {file: (frames, classes)}, float32; the next clip is decoded meanwhile."""
-    return {
-        clip.file: model.logits(audio[None])[0].float().cpu().numpy()
-        for clip, audio in _read_ahead(clips)
-    }
+    found = {}
+    for clip, audio in _read_ahead(clips):
+        n_windows = len(model.grid.plan(len(audio), model.options.windowing))
+        logits = in_smaller_batches(model, n_windows, partial(model.logits, audio[None]))
+        found[clip.file] = logits[0].float().cpu().numpy()
+    return found
 
 
 def _read_ahead(clips: Sequence[Clip]) -> Iterator[tuple[Clip, Tensor]]:

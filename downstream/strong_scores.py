@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -28,7 +29,7 @@ from downstream.tasks.task import Clip, Progress
 from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.heads import NoHeadError
-from hear_pretrainedsed.memory import out_of_memory
+from hear_pretrainedsed.memory import in_smaller_batches
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.registry import unknown
 
@@ -190,15 +191,7 @@ def _length(audio: Tensor | AudioError) -> int | None:
 
 @torch.no_grad()
 def _computed(model: SEDModel, output: Callable[[Tensor], Tensor], audio: Tensor) -> np.ndarray:
-    """What the head gives (clips, frames, classes), with fewer clips at once if memory runs out."""
-    while True:
-        n_at_once = min(len(audio), model.options.batch_size or len(audio))
-        try:
-            parts = [output(part).float().cpu() for part in audio.split(n_at_once)]
-            return torch.cat(parts).numpy()
-        except (RuntimeError, MemoryError) as error:
-            if n_at_once == 1 or not out_of_memory(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        model.options = replace(model.options, batch_size=n_at_once // 2)
+    """What the head gives (clips, frames, classes)."""
+    n_windows = len(audio) * len(model.grid.plan(audio.shape[1], model.options.windowing))
+    compute = partial(output, audio)
+    return in_smaller_batches(model, n_windows, compute).float().cpu().numpy()

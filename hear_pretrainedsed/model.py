@@ -90,7 +90,7 @@ class SEDModel(nn.Module):
         backbone, sequence_model = self.inference_parts()
         parts = [
             self.grid.to_frames(backbone(self.frontend(part).to(self.precision)))
-            for part in windows.split(self._batch_size(windows))
+            for part in windows.split(self.batch_size)
         ]
         return sequence_model(torch.cat(parts)).float()
 
@@ -180,11 +180,12 @@ class SEDModel(nn.Module):
         piece: there the original pools over them as well.
         """
         audio = self._prepare(audio)
-        size = self._batch_size(audio)
         backbone, _ = self.inference_parts()
         pieces = []
         for piece in audio.split(self.clip_samples, dim=1):
-            specs = (self.frontend.clip(part, self.clip_samples) for part in piece.split(size))
+            specs = (
+                self.frontend.clip(part, self.clip_samples) for part in piece.split(self.batch_size)
+            )
             tokens = torch.cat([backbone(spec.to(self.precision)).float() for spec in specs])
             n_inside = -(-piece.shape[1] * tokens.shape[1] // self.clip_samples)
             pieces.append(tokens[:, :n_inside] if pieces else tokens)
@@ -212,7 +213,7 @@ class SEDModel(nn.Module):
         """
         audio = self._prepare(audio)
         many = getattr(self.sequence_model, "n_together", 1) if together else 1
-        size = self._batch_size(audio) * many
+        size = self.batch_size * many
         out: Tensor | None = None
         for windows, chunk in self.grid.windows(audio, self.options.windowing, size):
             frames = compute(windows)
@@ -222,9 +223,6 @@ class SEDModel(nn.Module):
             self.grid.join(frames, chunk, out)
         assert out is not None
         return out
-
-    def _batch_size(self, audio: Tensor) -> int:
-        return self.options.batch_size or (32 if audio.is_cuda else 4)
 
     def _prepare(self, audio: Tensor) -> Tensor:
         """Check audio, bring it to the model's device and to 16 kHz."""
@@ -298,6 +296,11 @@ class SEDModel(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    @property
+    def batch_size(self) -> int:
+        """Windows in the backbone at a time."""
+        return self.options.batch_size or (32 if self.device.type == "cuda" else 4)
 
     @property
     def precision(self) -> torch.dtype:

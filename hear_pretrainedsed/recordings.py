@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
-from hear_pretrainedsed.memory import out_of_memory
+from hear_pretrainedsed.memory import in_smaller_batches
 from hear_pretrainedsed.model import SEDModel
 
 
@@ -89,9 +89,7 @@ class Run:
             disable=not (shows_bar and sys.stderr.isatty()),
         )
         self._task = self._bar.add_task("", total=len(recordings), name="")
-        self._n_windows = 1  # in the chunk that is being computed
         self._share = 0.0  # of a recording that is one window
-        model.frontend.register_forward_pre_hook(self._begin_chunk)
         model.frontend.register_forward_hook(self._end_chunk)
 
     def for_each(self, work: Callable[[Recording, Tensor], None]) -> int:
@@ -125,20 +123,13 @@ class Run:
         When memory runs out, the model's batch size is halved, for this recording and the others.
         Raises `AudioError` when a single window is too much.
         """
-        while True:
-            self._n_windows = 1
+        n_windows = len(self.model.grid.plan(len(audio), self.model.options.windowing))
+        with torch.no_grad():
             try:
-                with torch.no_grad():
-                    return function(audio[None])[0].float().cpu().numpy()
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-            if self._n_windows == 1:  # outside of `except`, which keeps the tensors alive
-                raise AudioError(f"{recording.path}: not enough memory, even window by window")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            size = self._n_windows // 2
-            self.model.options = replace(self.model.options, batch_size=size)
+                out = in_smaller_batches(self.model, n_windows, lambda: function(audio[None])[0])
+            except MemoryError as error:
+                raise AudioError(f"{recording.path}: {error}") from None
+        return out.float().cpu().numpy()
 
     def facts(self, recording: Recording, audio: Tensor) -> dict[str, object]:
         """What it takes to make a result again: recording, weights, options, version."""
@@ -157,9 +148,6 @@ class Run:
     def say(self, line: str) -> None:
         """One line on stderr, above the bar."""
         self._console.print(f"hear-pretrainedsed: {line}", markup=False)
-
-    def _begin_chunk(self, module: object, inputs: tuple[Tensor, ...]) -> None:
-        self._n_windows = len(inputs[0])
 
     def _end_chunk(self, module: object, inputs: tuple[Tensor, ...], spec: Tensor) -> None:
         self._bar.advance(self._task, self._share * len(inputs[0]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import hear_pretrainedsed as hps
@@ -324,3 +325,22 @@ def test_predictions_are_the_model_s_logits(task) -> None:
     assert list(found) == [clip.file for clip in clips]
     wanted = model.logits(read_audio(clips[3].path)[None])[0].detach()
     assert np.array_equal(found[clips[3].file], wanted.numpy())
+
+
+def test_predictions_take_fewer_windows_when_memory_runs_out(task, tmp_path) -> None:
+    model = with_head(build_model("fmn04", head="linear", labels=("x",)), task.labels, 0).eval()
+    long = [replace(task.clips(task.splits)[0], path=tmp_path / "long.wav")]
+    audio = np.random.default_rng(0).normal(0, 0.1, 16_000 * 25)
+    soundfile.write(long[0].path, audio, 16_000)
+    whole = predict(model, long)
+    sizes = []
+
+    def short_of_memory(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    model.frontend.register_forward_pre_hook(short_of_memory)
+    found = predict(model, long)
+    assert sizes == [3, 1, 1, 1] and model.options.batch_size == 1
+    assert np.allclose(found[long[0].file], whole[long[0].file], atol=1e-4)
