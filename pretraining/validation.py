@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from downstream.metrics import PSDS1, StreamedPSDS
 from hear_pretrainedsed.audio import AudioError
 from hear_pretrainedsed.events import GRID
+from hear_pretrainedsed.memory import in_smaller_batches
 from hear_pretrainedsed.model import SEDModel
 from hear_pretrainedsed.training.stream import frames_of, seen_by_head
 from pretraining.clips import broken_line, decode, window
@@ -108,7 +110,7 @@ def psds1(model: SEDModel, corpus: Corpus) -> float:
     stream = StreamedPSDS(GRID.hop_s, shared.labels, _inside(reference), durations, **PSDS1)
     seen = set()
     for names, audio, _ in _batches(model, corpus, numbers):
-        values = median(model.head(_frames(model, audio)).float()).cpu().numpy()
+        values = _in_parts(model, partial(_smooth_values, model), audio)
         for name, one in zip(names, values, strict=True):
             stream.add(name, one[:, shared.of_model])
             seen.add(name)
@@ -136,7 +138,7 @@ def clip_table(model: SEDModel, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]
     numbers = {name: number for number, name in enumerate(corpus.names)}
     size = model.clip_samples if model.pools_tokens else GRID.window_samples
     for names, audio, n_samples in _batches(model, corpus, range(len(corpus)), size):
-        values = clip_scores(model, audio, n_samples).cpu().numpy()
+        values = _in_parts(model, partial(clip_scores, model), audio, n_samples)
         for name, one in zip(names, values, strict=True):
             present = np.zeros(len(corpus.labels), np.uint8)
             present[list(corpus.index.row(numbers[name]).weak)] = 1
@@ -167,8 +169,18 @@ def median(values: Tensor, n_frames: int = MEDIAN_FRAMES) -> Tensor:
     return padded.unfold(1, n_frames, 1).median(dim=-1).values
 
 
-def _frames(model: SEDModel, audio: Tensor) -> Tensor:
-    return frames_of(model, model.frontend(audio))
+def _smooth_values(model: SEDModel, audio: Tensor) -> Tensor:
+    return median(model.head(frames_of(model, model.frontend(audio))).float())
+
+
+def _in_parts(model: SEDModel, compute: Callable[..., Tensor], *clips: Tensor) -> np.ndarray:
+    """`compute` of some clips, as many at a time as the model takes; fewer if memory runs out."""
+
+    def joined() -> np.ndarray:
+        parts = zip(*(x.split(model.batch_size) for x in clips), strict=True)
+        return np.concatenate([compute(*part).cpu().numpy() for part in parts])
+
+    return in_smaller_batches(model, len(clips[0]), joined)
 
 
 def _inside(reference: Mapping[str, Sequence[Triple]]) -> dict[str, list[Triple]]:

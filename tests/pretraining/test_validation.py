@@ -117,6 +117,21 @@ def test_map_is_of_the_clips(corpus: Corpus) -> None:
     assert mean_ap(model, corpus) == pytest.approx(frame_map(*both, ("Speech", "Bark")).macro)
 
 
+@pytest.mark.parametrize("value", [psds1, mean_ap])
+def test_fewer_clips_at_a_time_when_memory_runs_out(corpus, value) -> None:
+    wanted, model = value(model_for(weak=True), corpus), model_for(weak=True)
+    sizes = []
+
+    def short_of_memory(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.frontend.register_forward_pre_hook(short_of_memory)
+    assert value(model, corpus) == pytest.approx(wanted, abs=1e-6)
+    assert sizes[:3] == [4, 2, 2] and max(sizes[1:]) == 2
+
+
 def test_a_corpus_without_what_is_asked_is_refused(corpus, tmp_path) -> None:
     with pytest.raises(ValueError, match="has none of the 2 classes that are learned"):
         psds1(model_for(("Music", "Rain")), corpus)
