@@ -32,6 +32,7 @@ MIN_UNITS = 10  # fewer: no interval
 LEVEL = 0.95
 _MOST_UNKNOWN = 0.05  # share of draws without a value that is left out; more: no interval
 _COUNTABLE = 10  # draws beyond a value that suffice to count them; fewer: a normal tail
+_SAME = 1e-6  # draws as near as this are equal: they are kept in float32, values in float64
 
 Interval = tuple[float, float]
 
@@ -143,7 +144,8 @@ def _widened(quantile: float, sampling: Sampling) -> float:
 
 def _share_below(value: float, draws: np.ndarray) -> float:
     """Share of draws below a value, half of those equal to it; never 0 or 1."""
-    n_below = np.count_nonzero(draws < value) + np.count_nonzero(draws == value) / 2
+    n_equal = np.count_nonzero(np.abs(draws - value) <= _SAME)
+    n_below = np.count_nonzero(draws < value - _SAME) + n_equal / 2
     return float(np.clip(n_below / len(draws), 0.5 / len(draws), 1 - 0.5 / len(draws)))
 
 
@@ -167,7 +169,7 @@ def compare(
     """`value` less `other`, whose draws (draws,) are of the same units.
 
     p is the level at which the interval would end at 0 (two-sided); where less than 10 draws lie
-    beyond 0, the tail of a normal distribution with the draws' mean and deviation is taken.
+    beyond 0, they are counted in a normal distribution with the draws' mean and deviation.
     """
     difference, differences = _difference(value, draws, other, other_draws)
     within = interval(difference, differences, sampling)
@@ -196,13 +198,12 @@ def _p(difference: float, draws: np.ndarray, sampling: Sampling) -> float | None
 def _p_of_zero(difference: float, draws: np.ndarray, sampling: Sampling) -> float:
     deviation = draws.std()
     if deviation == 0:
-        return 1.0 if difference == 0 else 0.0
+        return 1.0 if abs(difference) <= _SAME else 0.0
     share = _share_below(0.0, draws)
-    if min(share, 1 - share) * len(draws) >= _COUNTABLE:
-        at_zero = 2 * _bias(difference, draws) - special.ndtri(share)
-    else:
-        at_zero = draws.mean() / deviation
-    t = abs(at_zero) * np.sqrt(sampling.n_free / sampling.n_units)
+    countable = min(share, 1 - share) * len(draws) >= _COUNTABLE
+    below_zero = special.ndtri(share) if countable else -draws.mean() / deviation
+    t = abs(2 * _bias(difference, draws) - below_zero)
+    t *= np.sqrt(sampling.n_free / sampling.n_units)
     return float(2 * special.stdtr(sampling.n_free, -t))
 
 

@@ -156,6 +156,31 @@ def test_p_is_below_5_per_cent_where_the_interval_leaves_out_0(
         assert (found.p < 0.05) == (low > 0 or high < 0)
 
 
+@pytest.mark.parametrize(
+    ("n_draws", "bias"),
+    [(200, -0.4), (200, -0.2), (200, 0.2), (1000, -0.4), (1000, 0.2), (1000, 0.4)],
+)
+def test_p_knows_of_the_bias_where_few_draws_lie_beyond_0(n_draws: int, bias: float) -> None:
+    noise = stats.norm.ppf((np.arange(n_draws) + 0.5) / n_draws)
+    for value in np.arange(1.5, 4, 0.05):
+        found = compare(value, value + bias + noise, 0.0, np.zeros(n_draws), ENOUGH)
+        if not 0.03 < found.p < 0.07:  # quantiles are interpolated, the last ones coarsely
+            assert (found.p < 0.05) == (found.interval[0] > 0)
+
+
+def test_draws_in_float32_are_equal_to_values_in_float64() -> None:
+    units = units_of(12)
+    found = np.arange(12) < 7
+    draws = units.weights(1000, units.generator()) @ found / 12
+    stored = draws.astype(np.float32).astype(np.float64)
+    assert (draws == 7 / 12).mean() > 0.2 and not (stored == 7 / 12).any()
+    within = interval(7 / 12, stored, units.sampling)
+    assert within == pytest.approx(interval(7 / 12, draws, units.sampling), abs=1e-6)
+    less = (0.1 + 0.2, 0.3)  # equal but for rounding
+    constant = np.full(1000, np.float32(0.3), np.float64)
+    assert compare(less[0], constant, less[1], constant, ENOUGH).p == 1.0
+
+
 def test_p_goes_on_falling_where_no_draw_lies_beyond_0() -> None:
     noise = np.random.default_rng(0).normal(0, 1, 1000)
     p = [compare(x, x + noise, 0.0, np.zeros(1000), ENOUGH).p for x in (1.5, 2.2, 2.6, 4, 6, 9)]
