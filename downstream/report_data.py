@@ -209,15 +209,27 @@ def _gains(values: dict[tuple[Network, Column], Row]) -> dict[str, tuple[Gain, .
         for (other, tuned), row in mains.items():
             if (other, tuned.mode, tuned.task) == (one, "finetune", column.task):
                 if may_be_compared(probe.cells[0], row.cells[0]):
-                    title = column.task + (f" ({column.settings})" if column.settings else "")
+                    both = dict(column.differing) | dict(tuned.differing)
+                    settings = ", ".join(f"{name} {value}" for name, value in both.items())
+                    title = column.task + (f" ({settings})" if settings else "")
                     pairs.setdefault(title, []).append((one, probe, row))
     return {title: _compared(rows) for title, rows in pairs.items()}
 
 
 def may_be_compared(one: Cell, other: Cell) -> bool:
-    """Whether two cells are of the same test units, data, version and settings."""
-    facts = ("task", "task_digest", "version", "config", "main_metric", "sampling")
-    return all(getattr(one, name) == getattr(other, name) for name in facts)
+    """Whether two cells are of the same test units, data, version and settings.
+
+    Two modes have settings of their own: there, those that both have count, and the share of steps
+    that was made.
+    """
+    facts = ("task", "task_digest", "version", "main_metric", "sampling")
+    if any(getattr(one, name) != getattr(other, name) for name in facts):
+        return False
+    if one.mode == other.mode:
+        return one.config == other.config
+    shared = one.config.keys() & other.config.keys()
+    scales = [cell.recipe.get("steps_scale") or 1 for cell in (one, other)]
+    return scales[0] == scales[1] and all(one.config[n] == other.config[n] for n in shared)
 
 
 def _compared(rows: Sequence[tuple[Network, Row, Row]]) -> tuple[Gain, ...]:

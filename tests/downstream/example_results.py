@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from downstream.cells import Cell, Key, Measured
 from downstream.intervals import Units, interval
-from downstream.protocols.base import Settings
+from downstream.protocols import PROTOCOLS, Settings
 from downstream.scoring import METRICS
 
 TASKS = {
@@ -22,7 +22,6 @@ TASKS = {
     "domestic_like": (("psds1", "psds2", "intersection_f1"), 60, "clip", 10),
 }
 STAGES = {"ssl": 0.0, "weak": 0.08, "strong": 0.2}
-CONFIG = {"precision": "fp32", "steps_scale": None, "grid_points": 8, "grid": "default"}
 N_DRAWS = 300
 
 
@@ -46,7 +45,7 @@ def example_cell(
     """A cell; `facts` are those of a task that is none of TASKS, `other` fields of the cell."""
     metrics, n_units, unit, n_classes = facts or TASKS[task]
     units = Units.of([[f"{task}{i}" for i in range(n_units)]])
-    config = CONFIG | other.pop("config", {})
+    config = config_of(protocol, mode) | other.pop("config", {})
     weights = other.pop("weights_sha256", hashlib.sha256(checkpoint.encode()).hexdigest())
     version = other.pop("version", "0.1.0")
     digest = other.pop("task_digest", hashlib.sha256(task.encode()).hexdigest())
@@ -136,6 +135,7 @@ def grid(
     ]
 
 
-def settings_match() -> bool:
-    """Whether CONFIG has the fields that `Settings` gives a cell's config."""
-    return set(CONFIG) <= set(asdict(Settings()))
+def config_of(protocol: str, mode: str) -> dict[str, Any]:
+    """What a cell of this protocol, or of one that was marked, and mode has as its config."""
+    known = PROTOCOLS.get(protocol.split("-")[0])
+    return known.config(mode, Settings()) if known else {"precision": "fp32"}

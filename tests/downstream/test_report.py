@@ -16,11 +16,10 @@ import pytest
 from downstream.cells import Cell
 from downstream.intervals import compare, holm
 from downstream.report_cells import Collection, read_cells
-from downstream.report_data import Report, make_report, network
+from downstream.report_data import Gain, Report, make_report, network
 from downstream.report_text import csv_text, escaped, markdown
 from downstream.tables import table
 from hear_pretrainedsed import cli
-from tests.downstream import example_results as example
 from tests.downstream.example_results import example_cell, grid, write
 
 CHECKPOINTS = ("beats.ssl", "beats.weak", "beats.strong", "fmn10.weak", "fmn10.strong+tf-256")
@@ -52,8 +51,7 @@ def run(*arguments: object) -> int:
 # ---- What stands where
 
 
-def test_made_up_cells_are_like_real_ones(cells: list[Cell]) -> None:
-    assert example.settings_match()
+def test_made_up_cells_are_read_back(cells: list[Cell]) -> None:
     assert Cell.from_line(cells[0].to_line()) == cells[0]
 
 
@@ -113,9 +111,9 @@ def test_networks_by_backbone_and_stage(report: Report) -> None:
 
 
 def test_gains_are_paired_and_corrected(report: Report) -> None:
-    (section,) = [one for one in report.sections if one.protocol == "best"]
-    assert set(section.gains) == {"office_like", "domestic_like"}
-    for gains in section.gains.values():
+    sections = [one for one in report.sections if one.protocol in ("paper", "best")]
+    assert [set(one.gains) for one in sections] == [{"office_like", "domestic_like"}] * 2
+    for gains in (gains for section in sections for gains in section.gains.values()):
         assert {gain.network.checkpoint for gain in gains} == set(CHECKPOINTS)
         raw = []
         for gain in gains:
@@ -149,6 +147,28 @@ def test_probe_and_finetune_of_other_settings_are_no_pair() -> None:
     tuned = example_cell(protocol="best", mode="finetune", config={"precision": "bf16"})
     (section,) = make_report(collected([probe, tuned])).sections
     assert section.gains == {}
+
+
+def test_probe_and_finetune_of_other_shares_of_steps_are_no_pair() -> None:
+    def gains(protocol: str, probe: float, tuned: float) -> dict[str, tuple[Gain, ...]]:
+        cells = [
+            example_cell(protocol=protocol, mode=mode, recipe={"steps_scale": scale})
+            for mode, scale in (("probe", probe), ("finetune", tuned))
+        ]
+        return make_report(collected(cells)).sections[0].gains
+
+    assert gains("paper", 1, 1) and gains("paper-scaled", 0.1, 0.1)
+    assert not gains("paper-scaled", 0.1, 0.002)
+
+
+def test_fine_tunings_of_one_probe_have_tables_of_their_own() -> None:
+    cells = [example_cell(protocol="paper")] + [
+        example_cell(protocol="paper", mode="finetune", config={"norm_pieces": n}) for n in (8, 64)
+    ]
+    (section,) = make_report(collected(cells)).sections
+    titles = [f"office_like (norm_pieces {n})" for n in (64, 8)]
+    assert sorted(section.gains) == titles
+    assert [len(gains) for gains in section.gains.values()] == [1, 1]
 
 
 def test_two_weights_of_one_name_have_two_lines() -> None:
