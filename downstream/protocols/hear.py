@@ -326,7 +326,6 @@ def probe(task: Task, source: FrameSource, settings: Settings, seed: int) -> Fou
     """The whole protocol: grid on the first rotation, its winner on all of them, test."""
     check(task, "probe")
     confs = drawn_points(task.hear, settings)
-    check(task, "knn")
     kit = Kit.of(task, source.frames(FrameSpec(precision=settings.precision)), settings)
     scores: dict[str, np.ndarray] = {}
     events: dict[str, list[Triple]] = {}

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from downstream.tasks import LabelChoice, open_task
 from hear_pretrainedsed import cli, plugins
 from hear_pretrainedsed.model import SEDModel
 from tests.downstream import task_folders
+from tests.downstream.probe_task import MadeUpSource, made_up_task
 from tests.downstream.tone_task import tone_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -185,6 +187,11 @@ def test_hear_by_loss_needs_no_metric_of_events(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'psds1' and of scores"):
         evaluation.check_protocols([task], [("hear", "knn")])
     evaluation.check_protocols([task], [("hear", "probe"), ("paper", "knn"), ("best", "probe")])
+    made_up = replace(made_up_task(), hear=task.hear | {"splits": ["train", "valid", "test"]})
+    settings = Settings(grid="faster", grid_points=1)
+    found = PROTOCOLS["hear"].modes["probe"](made_up, MadeUpSource(made_up, tmp_path), settings, 0)
+    assert 0 < found.chosen[0]["valid_score"] < 1  # the loss
+    assert found.chosen[0]["postprocessing"] == {"median_filter_ms": 120, "min_duration": 50}
 
 
 def test_weights_that_are_not_there(
