@@ -146,9 +146,10 @@ def tune(job: Job) -> Tuned:
     chosen: list[dict[str, Any]] = []
     models: list[SEDModel] = []
     lrs: Sequence[float] = recipe.lrs
-    order = job.order(task.rotations[0])
+    scales: list[float] = []
     for number, rotation in enumerate(task.rotations):
         order = job.order(rotation)
+        scales.append(recipe.scale(order, job.settings))
         runs = [train(job, number, order, lr) for lr in lrs]
         values = [fitted.valid_score for _, fitted in runs]
         best = int(np.argmax(values))
@@ -164,7 +165,7 @@ def tune(job: Job) -> Tuned:
         model.provenance["origin"] = _origin(job, record | found)
         models.append(model)
         lrs = (lrs[best],)
-    scale = recipe.scale(order, job.settings)
+    scale = min((one for one in scales if one != 1), default=1)  # of one rotation: of all
     name = job.name if scale == 1 else f"{job.name}-scaled"
     config = {"protocol": name, "steps_scale": scale, "max_steps": job.settings.max_steps}
     config |= asdict(recipe) | ({} if recipe.calibrated else paper.smoothing(task))

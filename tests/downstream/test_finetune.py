@@ -212,6 +212,24 @@ def test_what_is_scaled_says_so(monkeypatch) -> None:
     assert (config["median_frames"], config["min_duration_s"]) == (6, 0.125)
 
 
+def test_one_rotation_that_is_scaled_marks_all(monkeypatch) -> None:
+    task = made_up_task(folds=3)
+    longer = tuple(replace(clip, duration_s=6000.0) for clip in task.splits["fold00"])
+    task = replace(task, splits=task.splits | {"fold00": longer})  # in train of the second alone
+    middle = PAPER.lrs[1]
+    scores = {(0, lr): float(lr == middle) for lr in PAPER.lrs}
+    pretend(monkeypatch, scores | {(1, middle): 0.0, (2, middle): 0.0})
+    job = job_of(task)
+    steps = [PAPER.all_steps(job.order(rotation)) for rotation in task.rotations]
+    assert steps[0] == steps[2] < steps[1]
+    some = replace(job, settings=Settings(max_steps=steps[0]))
+    config = tune(some).found.config
+    assert config["protocol"] == "paper-scaled"
+    assert config["steps_scale"] == steps[0] / steps[1]
+    whole = replace(job, settings=Settings(max_steps=steps[1]))
+    assert tune(whole).found.config["protocol"] == "paper"
+
+
 # ---- whole runs
 
 
