@@ -157,7 +157,7 @@ def tune(job: Job) -> Tuned:
         record: dict[str, Any] = {"lr": lrs[best], "n_steps": fitted.n_steps}
         record |= {"kept_step": fitted.kept_step, "micro_pieces": fitted.micro_pieces}
         if len(lrs) > 1:
-            record["valid_score_of_lr"] = dict(zip(map(str, lrs), values, strict=True))
+            record |= _of_lrs(job, lrs, values)
         found, tested = _tested(job, model.to(job.settings.device), rotation)
         model.cpu()
         scores, events = scores | tested[0], events | tested[1]
@@ -170,6 +170,16 @@ def tune(job: Job) -> Tuned:
     config = {"protocol": name, "steps_scale": scale, "max_steps": job.settings.max_steps}
     config |= asdict(recipe) | ({} if recipe.calibrated else paper.smoothing(task))
     return Tuned(Found(scores, events, paper.folds_of(task), tuple(chosen), config), tuple(models))
+
+
+def _of_lrs(job: Job, lrs: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
+    """What `_validate` gave for each lr, under the name and with the sign of what it is."""
+    if job.recipe.calibrated:
+        name, sign = "valid_frame_map_of_lr", 1.0
+    else:
+        name, (sign,) = "valid_score_of_lr", paper.worth([1.0], job.task)
+    known = [math.nan if math.isinf(value) else sign * value for value in values]
+    return {name: dict(zip(map(str, lrs), known, strict=True))}
 
 
 def train(job: Job, number: int, order: Order, lr: float) -> tuple[SEDModel, Fitted]:

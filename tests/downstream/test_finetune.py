@@ -199,6 +199,19 @@ def test_equal_lrs_leave_the_lowest_and_none_is_no_winner(monkeypatch) -> None:
     assert tune(job_of(task)).found.chosen[0]["lr"] == high  # an error rate, the less the better
 
 
+def test_what_lrs_were_chosen_by_is_named(monkeypatch) -> None:
+    low, middle, high = PAPER.lrs
+    pretend(monkeypatch, {(0, low): -0.9, (0, middle): -0.7, (0, high): -math.inf})
+    (chosen,) = tune(job_of(made_up_task(metrics=("segment_1s_er",)))).found.chosen
+    assert chosen["lr"] == middle
+    rates = {str(low): 0.9, str(middle): 0.7, str(high): math.nan}
+    assert chosen["valid_score_of_lr"] == pytest.approx(rates, nan_ok=True)
+    pretend(monkeypatch, {(0, lr): 0.1 + lr for lr in BEST.lrs})
+    (chosen,) = tune(job_of(made_up_task(), "best")).found.chosen
+    assert chosen["valid_frame_map_of_lr"] == {str(lr): 0.1 + lr for lr in BEST.lrs}
+    assert "valid_score" in chosen and "valid_score_of_lr" not in chosen
+
+
 def test_what_is_scaled_says_so(monkeypatch) -> None:
     task = made_up_task()
     pretend(monkeypatch, {(0, lr): 0.0 for lr in (*PAPER.lrs, *BEST.lrs)})
