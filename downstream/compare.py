@@ -174,10 +174,21 @@ def _caption(pairs: Sequence[Pair]) -> str:
     units = sorted({f"{one.first.n_units} {one.first.unit}s" for one in pairs})
     caption = f"Paired bootstrap over {', '.join(units)} and seeds"
     counted = [one for one in pairs if one.p is not None]
+    missing = [_why_no_interval(one) for one in pairs if one.p is None]
+    why = ", ".join(dict.fromkeys(filter(None, missing)))
     if not counted:
-        return f"{', '.join(units)}: too few for an interval."
+        return f"{', '.join(units)}: no interval" + (f", {why}." if why else ".")
     if len(counted) > 1:
         caption += f"; p with Holm's correction over {len(counted)} lines"
-    if any(one.comparison.p is None and not math.isnan(one.first.value) for one in pairs):
-        caption += "; no interval: too few units"
-    return caption + "."
+    return caption + (f"; no interval: {why}" if why else "") + "."
+
+
+def _why_no_interval(pair: Pair) -> str:
+    """Why there is none, in words; "" where a value is not defined, which the table shows."""
+    if math.isnan(pair.comparison.difference):
+        return ""
+    if not pair.first.cells[0].sampling.suffices:
+        return "too few units"
+    if not min(len(row.draws) for row in (pair.first, pair.second)):
+        return "metric without resampling"
+    return "not defined for many resampled units"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words, "--metric", "segment_1s_er") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "less is better" in shown and "Holm's correction over 2 lines" in shown
-    assert max(map(len, shown.splitlines())) and "knn" in shown
+    assert "office_like, hear, knn" in shown
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,29 @@ def test_too_few_units_have_no_interval() -> None:
     cells = [example_cell(name, facts=facts) for name in (A, B)]
     (found,) = pair(cells, A, B, None)
     assert found.comparison.interval is None and found.p is None
-    assert "too few" in str(pairs_table([found]).caption)
+    assert str(pairs_table([found]).caption) == "5 scenes: no interval, too few units."
+
+
+@pytest.mark.parametrize(
+    ("draws", "value", "why"),
+    [
+        (np.zeros(0), 0.5, ", metric without resampling"),
+        (np.full(300, np.nan), 0.5, ", not defined for many resampled units"),
+        (np.full(300, np.nan), np.nan, ""),
+    ],
+)
+def test_why_there_is_no_interval(draws: np.ndarray, value: float, why: str) -> None:
+    def without(cell: Cell) -> Cell:
+        one = replace(cell.metrics[cell.main_metric], value=value, draws=draws.astype(np.float32))
+        return replace(cell, metrics=cell.metrics | {cell.main_metric: one})
+
+    pairs = pair([without(example_cell(A)), example_cell(B)], A, B, None)
+    assert str(pairs_table(pairs).caption) == f"14 scenes: no interval{why}."
+    tasks = [example_cell(name, task="domestic_like") for name in (A, B)]
+    pairs = pair([without(example_cell(A)), example_cell(B), *tasks], A, B, None)
+    why = why.replace(", ", "; no interval: ")
+    wanted = f"Paired bootstrap over 14 scenes, 60 clips and seeds{why}."
+    assert str(pairs_table(pairs).caption) == wanted
 
 
 def test_two_files_of_weights_are_told_apart() -> None:
