@@ -249,11 +249,15 @@ def beside_table(found: Sequence[Beside]) -> Table:
     for name in ("heareval", "ours", "difference", "seeds"):
         out.add_column(name, justify="right", no_wrap=True)
     for one in found:
-        task = f"{one.stock.task} {one.stock.version} {one.stock.mode}".strip()
-        settings = ", ".join(f"{k} {v}" for k, v in (one.ours.differing if one.ours else ()))
-        task += f" ({settings})" if settings else ""
-        out.add_row(Text(one.stock.model), Text(task), *beside_numbers(one))
+        out.add_row(Text(one.stock.model), Text(beside_task(one)), *beside_numbers(one))
     return out
+
+
+def beside_task(one: Beside) -> str:
+    """The task, and which settings of ours it is beside, in words."""
+    task = f"{one.stock.task} {one.stock.version} {one.stock.mode}".strip()
+    settings = ", ".join(f"{k} {v}" for k, v in (one.ours.differing if one.ours else ()))
+    return task + (f" ({settings})" if settings else "")
 
 
 def beside_numbers(one: Beside) -> tuple[str, str, str, str]:

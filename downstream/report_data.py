@@ -61,7 +61,7 @@ class Column:
 
     @property
     def settings(self) -> str:
-        """Settings in which other columns of this task and mode differ."""
+        """Settings in which other columns of this task and mode differ, and unusual ones."""
         return ", ".join(f"{name} {value}" for name, value in self.differing)
 
     @property

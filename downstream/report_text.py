@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from downstream.leaderboard import Beside, beside_numbers
+from downstream.leaderboard import Beside, beside_numbers, beside_task
 from downstream.report_data import (
     Column,
     Gain,
@@ -129,7 +129,7 @@ def _metrics(section: Section) -> str:
 def _stock(found: Sequence[Beside]) -> str:
     heads = ["model", "task", "heareval", "ours", "difference", "seeds"]
     rows = [
-        [escaped(one.stock.model), escaped(f"{one.stock.task} {one.stock.version}")]
+        [escaped(one.stock.model), escaped(beside_task(one))]
         + [escaped(text) for text in beside_numbers(one)]
         for one in found
     ]
@@ -140,7 +140,7 @@ def csv_text(report: Report) -> str:
     """A line a value: one metric of one checkpoint under one task, protocol, mode, configuration.
 
     Empty: not known or not defined. `settings`: JSON of what other columns of this task, protocol
-    and mode differ in; `cells`: the ids of its cells in results.jsonl.
+    and mode differ in, and of what is not as usual; `cells`: the ids of its cells in results.jsonl.
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")

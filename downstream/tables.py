@@ -11,7 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from rich.text import Text
 
 from downstream.cells import Cell
 from downstream.intervals import Interval, Sampling, holm, interval, over_seeds, p_of_none
+from downstream.protocols import Settings
 from downstream.scoring import get_metric
 
 _PROTOCOLS = ("hear", "paper", "best")
 _MODES = ("probe", "finetune", "knn")
+_USUAL = {one.name: one.default for one in fields(Settings)} | {"set": None}  # by --set
 
 
 def order_of_protocol(protocol: str) -> tuple[int, str]:
@@ -46,11 +48,11 @@ def _place(name: str, known: Sequence[str]) -> int:
 class Row:
     """A metric of one checkpoint, over its seeds, under one task, protocol, mode and configuration.
 
-    differing: settings in which results of this task, protocol and mode differ. value: mean over
-    seeds. interval: 95 %, over units and seeds. p: of no difference from the best checkpoint, with
-    Holm's correction over all pairs of checkpoints (the best one is only known afterwards); None
-    for the best one itself, and without intervals. cells: what it is of, by seed. draws: of
-    `value` (draws,).
+    differing: settings in which results of this task, protocol and mode differ, and what was set to
+    another value than the usual one. value: mean over seeds. interval: 95 %, over units and seeds.
+    p: of no difference from the best checkpoint, with Holm's correction over all pairs of
+    checkpoints (the best one is only known afterwards); None for the best one itself, and without
+    intervals. cells: what it is of, by seed. draws: of `value` (draws,).
     """
 
     task: str
@@ -108,6 +110,7 @@ def _differing(cell: Cell, rivals: Sequence[Cell]) -> tuple[tuple[str, Any], ...
         (name, value)
         for name, value in facts.items()
         if any(other.get(name, None) != value for other in others)
+        or (name in cell.config and _USUAL.get(name, value) != value)
     )
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from downstream.leaderboard import COLUMNS, beside, leaderboard_csv, read_stock
+from downstream.report_cells import Collection
+from downstream.report_data import make_report
+from downstream.report_text import markdown
 from downstream.tables import table
 from hear_pretrainedsed import cli
 from tests.downstream.example_results import example_cell, write
@@ -182,6 +185,9 @@ def test_each_configuration_of_ours_has_its_line(tmp_path: Path) -> None:
     cells = [ours(), ours(config={"grid_points": 1})]
     found = beside(read_stock([tmp_path]), table(cells))
     assert [dict(one.ours.differing) for one in found] == [{"grid_points": 1}, {"grid_points": 8}]
+    text = markdown(make_report(Collection()), found).splitlines()
+    for line, n in zip(text[-2:], (1, 8), strict=True):
+        assert f"dcase2016_task2 hear2021 full (grid_points {n})" in line
 
 
 def test_other_weights_options_or_versions_are_not_ours(tmp_path: Path) -> None:

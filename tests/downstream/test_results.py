@@ -444,6 +444,21 @@ def test_numbers_of_two_protocols_modes_or_settings_are_kept_apart() -> None:
     assert differing["fpasst.ssl"]["data"] != differing["beats.strong"]["data"]
 
 
+def test_settings_that_are_not_the_usual_ones_are_told() -> None:
+    task = a_task()
+    quick = Settings(grid="faster", grid_points=1, precision="bf16")
+    assert "probe: precision bf16, grid faster, grid_points 1" in printed(
+        [a_cell(task, settings=quick)]
+    )
+    scaled = {"settings": Settings(steps_scale=0.1), "recipe": {"protocol": "paper-scaled"}}
+    for row in table([a_cell(task, protocol="paper", **scaled)]):
+        assert row.differing == (("steps_scale", 0.1),)
+    cell = a_cell(task, mode="finetune", protocol="paper")  # on this machine so many pieces
+    other = replace(cell, protocol="paper-changed", config=cell.config | {"set": "n_epochs=5"})
+    assert table([cell])[0].differing == () and "norm_pieces" in cell.config
+    assert table([other])[0].differing == (("set", "n_epochs=5"),)
+
+
 def test_p_is_against_the_best_and_corrected_over_all_pairs() -> None:
     task = a_task(n_clips=30)
     noises = {"best": 0.2, "next": 0.3, "other": 0.9, "worst": 2.5}
