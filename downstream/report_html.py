@@ -370,7 +370,10 @@ def _stock(found: Sequence[Beside]) -> Markup:
             el("th", breakable(one.stock.model), scope="row"),
             el("td", task, el("small", one.stock.metric), el("small", settings)),
         ]
-        rows.append(el("tr", names, [el("td", text, class_="n") for text in beside_numbers(one)]))
+        ours = (one.ours.value, one.difference, one.ours.n_seeds) if one.ours else (None,) * 3
+        values = zip(beside_numbers(one), (one.stock.score, *ours), strict=True)
+        numbers = [el("td", text, class_="n", data_v=_sortable(value)) for text, value in values]
+        rows.append(el("tr", names, numbers))
     note = "Scores of stock heareval, and protocol hear, mode probe, here, on the same task."
     return el(
         "section",

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ from hypothesis import strategies as st
 
 from downstream import report_plots as plots
 from downstream.cells import Cell
+from downstream.leaderboard import Beside, Stock
+from downstream.report_cells import Collection
 from downstream.report_data import make_report
 from downstream.report_html import page
 from downstream.report_markup import breakable, clean, el, text
 from downstream.report_svg import HEIGHT, WIDTH, Chart, Ink, Scale
+from downstream.tables import table
 from hear_pretrainedsed.registry import EFFICIENTSED_PSDS1
 from tests.downstream.browser import Browser, find_browser
 from tests.downstream.example_results import example_cell, grid
@@ -170,6 +174,16 @@ def test_a_nasty_name_is_text_everywhere() -> None:
     assert "<img" not in content and content.count("<script") == 2
     (one,) = embedded(content)
     assert one["checkpoint"] == nasty and one["recipe"] == {NASTY: NASTY}
+
+
+def test_scores_of_heareval_that_are_not_defined_sort_last() -> None:
+    facts = ("beats.strong", None, "", "office_like", "v1", "", "event_onset_200ms_fms")
+    stock = [Stock("beats.strong", *facts, score, Path("x")) for score in (math.nan, 0.51283)]
+    (row, *_) = table([example_cell()])
+    found = Page(page(make_report(Collection()), [Beside(one, row) for one in stock]))
+    values = [attrs["data-v"] for attrs in found.of("td") if attrs.get("class") == "n"]
+    ours = repr(row.value)
+    assert values == ["", ours, "", "1", "0.51283", ours, repr(row.value - 0.51283), "1"]
 
 
 # ---- Markup
