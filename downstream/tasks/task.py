@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # clips done, clips in all
 Triple = tuple[float, float, str]  # onset_s, offset_s, label
+
+# What numbers depend on beside the data: of a task's facts, and of HEAR's metadata.
+_FACTS = ("metrics", "median_s", "min_duration_s")
+_METADATA = ("task_name", "splits", "evaluation", "evaluation_params")
+_METADATA += ("use_scoring_for_early_stopping",)
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,19 @@ class Task:
         return tuple(clip for name in names for clip in self.splits[name])
 
     def digest(self) -> str:
-        """sha256 of labels, splits, events and recordings: what a result was measured against."""
+        """sha256 of what a result was measured against, and of what the task says on how.
+
+        That is labels, splits, events and recordings; metrics, smoothing, HEAR's metadata.
+        """
         paths = [clip.path for clip in self.clips(sorted(self.splits))]
-        text = repr((self.labels_digest(), audio_hashes(self.folder, paths)))
+        text = repr((self.labels_digest(), self._rules(), audio_hashes(self.folder, paths)))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _rules(self) -> str:
+        """What selects and decodes, as JSON."""
+        facts = {name: getattr(self.facts, name) for name in _FACTS}
+        hear = {name: self.hear[name] for name in _METADATA if name in self.hear}
+        return json.dumps([facts, hear], sort_keys=True)
 
     def labels_digest(self) -> str:
         """sha256 of labels, splits and events, whatever the recordings hold."""

@@ -95,6 +95,31 @@ def test_the_digest_tells_tasks_apart(tmp_path: Path) -> None:
     assert digest("3", splits=three_splits(), labels=("b", "a")) != same
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluation": ["segment_1s_er", "event_onset_200ms_fms"]},
+        {"evaluation_params": {"task_specific_param_grid": {"hidden_dim": [8]}}},
+        {
+            "evaluation_params": {
+                "event_postprocessing_grid": {"median_filter_ms": [120], "min_duration": [50, 90]}
+            }
+        },
+        {"use_scoring_for_early_stopping": False},
+    ],
+)
+def test_the_digest_tells_apart_what_selects_and_decodes(tmp_path: Path, change: dict) -> None:
+    folder = hear_task(tmp_path / "t", three_splits())
+    path = folder / "task_metadata.json"
+    first, metadata = open_task(folder), json.loads(path.read_text())
+    path.write_text(json.dumps(metadata | change))
+    other = open_task(folder)
+    assert other.labels_digest() == first.labels_digest() and other.version == first.version
+    assert other.digest() != first.digest()
+    path.write_text(json.dumps(metadata | {"description": "other words"}))
+    assert open_task(folder).digest() == first.digest()
+
+
 def test_the_digest_tells_recordings_apart(tmp_path: Path) -> None:
     task = open_task(hear_task(tmp_path / "t", three_splits()))
     path = task.clips("test")[0].path
