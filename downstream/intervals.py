@@ -6,7 +6,9 @@ on it is computed exactly (`scoring`). Draws depend on the units alone (`Units.g
 that is measured on the same units is measured on the same draws, which pairs comparisons.
 
 Seeds are crossed with units (Owen 2007, "The pigeonhole bootstrap"): each draw takes as many seeds
-as there are, with replacement. With one seed an interval says nothing about other seeds.
+as there are, with replacement. With one seed an interval says nothing about other seeds, and few of
+them tell their deviation roughly: where it far outweighs that of units, 17, 10, 6 % of equal
+systems differ at the 5 % level with 2, 3, 5 seeds (800 simulated experiments, 40 units).
 
 The interval is the bias-corrected percentile one (Efron 1981; BCa without the acceleration), its
 levels widened to those of a t distribution as in Hesterberg 2015, "What teachers should know about

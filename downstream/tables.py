@@ -125,10 +125,15 @@ class _Entry:
     draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def measure(self, metric: str) -> None:
-        """Set value and draws of a metric; seeds are drawn alike in every table of this entry."""
-        words = f"{self.checkpoint} {self.weights_sha256} {metric}"
+        """Set value and draws of a metric.
+
+        Seeds are drawn alike in every table of this entry, but not as those of another mode or
+        protocol: seed 0 of a probe and of a fine-tuning have nothing in common.
+        """
+        cells = [self.cells[seed] for seed in sorted(self.cells)]
+        words = f"{self.checkpoint} {self.weights_sha256} {metric} {_key(cells[0])}"
         generator = np.random.default_rng(zlib.crc32(words.encode()))
-        measured = [self.cells[seed].metrics[metric] for seed in sorted(self.cells)]
+        measured = [cell.metrics[metric] for cell in cells]
         n_draws = min(len(one.draws) for one in measured)
         draws = np.array([one.draws[:n_draws] for one in measured], dtype=np.float64)
         self.value = float(np.mean([one.value for one in measured]))

@@ -161,6 +161,26 @@ def test_probe_and_finetune_of_other_shares_of_steps_are_no_pair() -> None:
     assert not gains("paper-scaled", 0.1, 0.002)
 
 
+def test_seeds_of_a_probe_and_a_fine_tuning_are_not_paired() -> None:
+    """Values that differ by seed alone, by as much in both modes: their difference varies."""
+
+    def cell(mode: str, seed: int) -> Cell:
+        one = example_cell(protocol="best", mode=mode, seed=seed)
+        value = 0.4 + 0.1 * seed + 0.2 * (mode == "finetune")
+        draws = np.full(300, value, np.float32)
+        measured = replace(one.metrics[one.main_metric], value=value, draws=draws)
+        return replace(one, metrics=one.metrics | {one.main_metric: measured})
+
+    cells = [cell(mode, seed) for mode in ("probe", "finetune") for seed in range(3)]
+    (section,) = make_report(collected(cells)).sections
+    (gain,) = section.gains["office_like"]
+    deviations = [row.draws.std() for row in (gain.probe, gain.finetune)]
+    difference = (gain.finetune.draws - gain.probe.draws).std()
+    assert difference == pytest.approx(np.hypot(*deviations), rel=0.15)
+    alone = table([one for one in cells if one.mode == "probe"])
+    assert np.array_equal(alone[0].draws, gain.probe.draws)
+
+
 def test_fine_tunings_of_one_probe_have_tables_of_their_own() -> None:
     cells = [example_cell(protocol="paper")] + [
         example_cell(protocol="paper", mode="finetune", config={"norm_pieces": n}) for n in (8, 64)
