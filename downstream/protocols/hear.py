@@ -261,9 +261,10 @@ class Kit:
     def selected(
         self, scores: Mapping[str, np.ndarray], clips: Sequence[Clip]
     ) -> tuple[float, Postprocessing]:
-        """The best score of clips over all post-processings, and which one that is.
+        """The largest score of clips over all post-processings, and which one that is.
 
-        NaN (no event found) counts as 0 among them, and of equal ones the larger wins.
+        NaN (no event found) counts as 0 among them, and of equal ones the larger wins. heareval
+        takes the largest of an error rate too, though its heads are selected by the smallest.
         """
         reference = {clip.file: clip.events for clip in clips}
         metric = METRICS[self.metric]
