@@ -16,7 +16,7 @@ from downstream.cells import Cell
 from downstream.intervals import Comparison, holm
 from downstream.intervals import compare as compared
 from downstream.report_cells import read_cells
-from downstream.report_data import may_be_compared, number, p_text, signed, span
+from downstream.report_data import number, p_text, signed, span, unequal
 from downstream.scoring import get_metric
 from downstream.tables import Row, table
 from hear_pretrainedsed.cli_options import Argument, Option
@@ -105,7 +105,7 @@ def pair(cells: Sequence[Cell], first: str, second: str, metric: str | None) -> 
     rows = [row for row in rows if row.metric == (metric or row.cells[0].main_metric)]
     sides = [[row for row in rows if row.checkpoint == name] for name in (first, second)]
     near = [(a, b) for a in sides[0] for b in sides[1] if _names(a) == _names(b)]
-    found = [(a, b) for a, b in near if may_be_compared(a.cells[0], b.cells[0])]
+    found = [(a, b) for a, b in near if not unequal(a.cells[0], b.cells[0])]
     if not found:
         raise ValueError(_why_not(first, second, near))
     compared_rows = [

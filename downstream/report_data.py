@@ -184,7 +184,8 @@ def _section(
     networks = tuple(sorted({network for network, _ in values}))
     columns = tuple(dict.fromkeys(column for _, column in values))
     notes = [note for column in columns if column.is_main for note in _mixed(column, values)]
-    return Section(protocol, networks, columns, values, _gains(values), tuple(notes))
+    gains, unpaired = _gains(values)
+    return Section(protocol, networks, columns, values, gains, (*notes, *unpaired))
 
 
 def _mixed(column: Column, values: dict[tuple[Network, Column], Row]) -> Iterable[str]:
@@ -199,37 +200,60 @@ def _mixed(column: Column, values: dict[tuple[Network, Column], Row]) -> Iterabl
         yield f"{column.title}: recipes differ between checkpoints in {', '.join(other)}"
 
 
-def _gains(values: dict[tuple[Network, Column], Row]) -> dict[str, tuple[Gain, ...]]:
-    """Fine-tuning less probe by task and settings, of main metrics."""
+def _gains(
+    values: dict[tuple[Network, Column], Row],
+) -> tuple[dict[str, tuple[Gain, ...]], list[str]]:
+    """Fine-tuning less probe by task and settings, of main metrics; why there is none."""
     pairs: dict[str, list[tuple[Network, Row, Row]]] = {}
+    apart: dict[tuple[str, Network], tuple[str, ...]] = {}
     mains = {key: row for key, row in values.items() if key[1].is_main}
     for (one, column), probe in mains.items():
         if column.mode != "probe":
             continue
         for (other, tuned), row in mains.items():
-            if (other, tuned.mode, tuned.task) == (one, "finetune", column.task):
-                if may_be_compared(probe.cells[0], row.cells[0]):
-                    both = dict(column.differing) | dict(tuned.differing)
-                    settings = ", ".join(f"{name} {value}" for name, value in both.items())
-                    title = column.task + (f" ({settings})" if settings else "")
-                    pairs.setdefault(title, []).append((one, probe, row))
-    return {title: _compared(rows) for title, rows in pairs.items()}
+            if (other, tuned.mode, tuned.task) != (one, "finetune", column.task):
+                continue
+            if reasons := unequal(probe.cells[0], row.cells[0]):
+                apart[column.task, one] = reasons
+                continue
+            both = dict(column.differing) | dict(tuned.differing)
+            settings = ", ".join(f"{name} {value}" for name, value in both.items())
+            title = column.task + (f" ({settings})" if settings else "")
+            pairs.setdefault(title, []).append((one, probe, row))
+    paired = {(probe.task, net) for rows in pairs.values() for net, probe, _ in rows}
+    told = {
+        (task, reasons): None for (task, n), reasons in apart.items() if (task, n) not in paired
+    }
+    notes = [
+        f"{task}: probe and fine-tuning are not compared where they differ in {', '.join(reasons)}"
+        for task, reasons in told
+    ]
+    return {title: _compared(rows) for title, rows in pairs.items()}, notes
 
 
-def may_be_compared(one: Cell, other: Cell) -> bool:
-    """Whether two cells are of the same test units, data, version and settings.
+_FACTS = {
+    "task": "task",
+    "task_digest": "data",
+    "version": "version",
+    "main_metric": "metric",
+    "sampling": "test units",
+}
+
+
+def unequal(one: Cell, other: Cell) -> tuple[str, ...]:
+    """In what two cells differ that have to be of the same test units, data and settings.
 
     Two modes have settings of their own: there, those that both have count, and the share of steps
     that was made.
     """
-    facts = ("task", "task_digest", "version", "main_metric", "sampling")
-    if any(getattr(one, name) != getattr(other, name) for name in facts):
-        return False
+    found = [word for name, word in _FACTS.items() if getattr(one, name) != getattr(other, name)]
+    names = one.config.keys() & other.config.keys()
     if one.mode == other.mode:
-        return one.config == other.config
-    shared = one.config.keys() & other.config.keys()
-    scales = [cell.recipe.get("steps_scale") or 1 for cell in (one, other)]
-    return scales[0] == scales[1] and all(one.config[n] == other.config[n] for n in shared)
+        names = one.config.keys() | other.config.keys()
+    elif len({cell.recipe.get("steps_scale") or 1 for cell in (one, other)}) > 1:
+        found.append("the share of steps")
+    found += sorted(n for n in names if one.config.get(n, ...) != other.config.get(n, ...))
+    return tuple(found)
 
 
 def _compared(rows: Sequence[tuple[Network, Row, Row]]) -> tuple[Gain, ...]:

@@ -147,6 +147,11 @@ def test_probe_and_finetune_of_other_settings_are_no_pair() -> None:
     tuned = example_cell(protocol="best", mode="finetune", config={"precision": "bf16"})
     (section,) = make_report(collected([probe, tuned])).sections
     assert section.gains == {}
+    told = "office_like: probe and fine-tuning are not compared where they differ in precision"
+    assert section.notes == (told,)
+    other = example_cell(protocol="best", mode="finetune")
+    (section,) = make_report(collected([probe, tuned, other])).sections
+    assert section.gains and not section.notes  # it has found its pair
 
 
 def test_probe_and_finetune_of_other_shares_of_steps_are_no_pair() -> None:
@@ -155,7 +160,10 @@ def test_probe_and_finetune_of_other_shares_of_steps_are_no_pair() -> None:
             example_cell(protocol=protocol, mode=mode, recipe={"steps_scale": scale})
             for mode, scale in (("probe", probe), ("finetune", tuned))
         ]
-        return make_report(collected(cells)).sections[0].gains
+        (section,) = make_report(collected(cells)).sections
+        told = any("differ in the share of steps" in note for note in section.notes)
+        assert told == (not section.gains)
+        return section.gains
 
     assert gains("paper", 1, 1) and gains("paper-scaled", 0.1, 0.1)
     assert not gains("paper-scaled", 0.1, 0.002)
