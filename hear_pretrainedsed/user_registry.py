@@ -102,7 +102,7 @@ def remove_checkpoint(name: str) -> Path:
         raise ValueError(f"{name} is a published checkpoint: only imported ones can be removed")
     if name not in known:
         raise ValueError(unknown("imported checkpoint", name, known or ["none so far"]))
-    path = cache_folder() / _checkpoint(known[name]).file
+    path = cache_folder() / _file(name)  # its facts may be a newer version's
     _change({name: None})
     path.unlink(missing_ok=True)
     forget_sha256(path)
@@ -136,7 +136,7 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     new = replace(
         base,
         name=name,
-        file=f"{name}.safetensors",
+        file=_file(name),
         licence=LICENCE,
         release=None,
         sha256=None,
@@ -147,10 +147,9 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     )
     if (saved := contents.saved) is not None:
         new = replace(new, n_layers=saved.n_layers, clip_s=saved.clip_s or base.clip_s)
-        if saved.head is None:
-            return new
-        count = len(saved.labels) if saved.labels else saved.n_classes
-        new = replace(new, head=saved.head, names=saved.labels, n_classes=count)
+        if saved.head is not None:
+            count = len(saved.labels) if saved.labels else saved.n_classes
+            new = replace(new, head=saved.head, names=saved.labels, n_classes=count)
     elif base.labels or base.n_classes:
         heads = {top_name(key): value for key, value in contents.tensors.items()}
         rows = [len(v) for k, v in heads.items() if k.startswith("head.") and v.ndim > 1]
@@ -160,6 +159,10 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     if vocabulary is not None:
         new = replace(new, names=read_vocabulary(vocabulary, replace(new, names=None)))
     return new
+
+
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 def _nearest(wanted: Checkpoint) -> Checkpoint:

@@ -220,6 +220,26 @@ def test_a_full_disk_leaves_no_half_checkpoint(tuned, own_cache, monkeypatch) ->
     assert NAME not in CHECKPOINTS and not (own_cache / REGISTRY).exists()
 
 
+def test_a_vocabulary_of_no_use_is_refused(tuned, tmp_path, own_cache) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\n")
+    save_weights(build_model("fmn04"), tmp_path / "headless.pt")
+    with pytest.raises(ValueError, match="names.txt' has no use: .* has no trained head"):
+        import_checkpoint(tmp_path / "headless.pt", NAME, names)
+    with pytest.raises(ValueError, match=r"names its 2 classes itself \(bark, meow"):
+        hps.load_model(tuned, checkpoint="fmn04.strong", vocabulary=names)
+
+
+def test_what_another_version_imported_can_be_removed(tuned, own_cache, capsys) -> None:
+    import_checkpoint(tuned, NAME)
+    kept = json.loads((own_cache / REGISTRY).read_text())
+    kept[NAME]["colour"] = "red"
+    (own_cache / REGISTRY).write_text(json.dumps(kept))
+    assert command("import", "--remove", NAME) == 0
+    assert not list(own_cache.glob("*.safetensors"))
+    assert json.loads((own_cache / REGISTRY).read_text()) == {}
+
+
 def test_wrong_calls(tuned, own_cache, capsys) -> None:
     for words in ((), (tuned,), ("--as", NAME)):
         assert command("import", *words) == 2
