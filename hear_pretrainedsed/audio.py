@@ -328,7 +328,8 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     A path that is no folder is taken whatever its name (and whether it exists: `read_audio` says
     what is wrong with it). In folders, files with one of `EXTENSIONS` are taken, sorted by path;
     hidden files and folders are skipped, links to folders not followed. A file that is named twice
-    is taken once. Raises `AudioError` for a folder without audio files.
+    is taken once. Raises `AudioError` for a folder without audio files, and `OSError` for one that
+    cannot be read, also further down: its files would be missed.
     """
     found: dict[Path, Path] = {}
     for given in paths:
@@ -342,8 +343,11 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
     files = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [
             Path(parent, name)
