@@ -230,6 +230,25 @@ def test_a_vocabulary_of_no_use_is_refused(tuned, tmp_path, own_cache) -> None:
         hps.load_model(tuned, checkpoint="fmn04.strong", vocabulary=names)
 
 
+def test_a_name_that_another_process_took_is_refused(tuned, own_cache) -> None:
+    import_checkpoint(tuned, NAME)
+    content = (own_cache / f"{NAME}.safetensors").read_bytes()
+    del CHECKPOINTS[NAME]  # as in a process that began before
+    with pytest.raises(ValueError, match=f"there is a checkpoint {NAME} already"):
+        import_checkpoint(tuned, NAME)
+    assert (own_cache / f"{NAME}.safetensors").read_bytes() == content
+
+
+def test_a_broken_registry_is_kept_aside(tuned, own_cache) -> None:
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / REGISTRY).write_text('{"fmn04.strong-old": {}, ')
+    with pytest.warns(UserWarning, match=f"moved to .*{REGISTRY}.unusable, begun anew"):
+        import_checkpoint(tuned, NAME)
+    assert list(json.loads((own_cache / REGISTRY).read_text())) == [NAME]
+    kept = (own_cache / f"{REGISTRY}.unusable").read_text()
+    assert kept == '{"fmn04.strong-old": {}, '
+
+
 def test_what_another_version_imported_can_be_removed(tuned, own_cache, capsys) -> None:
     import_checkpoint(tuned, NAME)
     kept = json.loads((own_cache / REGISTRY).read_text())
