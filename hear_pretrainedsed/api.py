@@ -112,6 +112,7 @@ def get_scene_embeddings(audio: Tensor, model: SEDModel) -> Tensor:
     return model.embeddings(audio).mean(dim=1)
 
 
+@torch.no_grad()
 def detect(
     audio: Tensor | str | os.PathLike[str],
     model: SEDModel,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
-from hear_pretrainedsed.memory import in_smaller_batches
+from hear_pretrainedsed.memory import in_smaller_batches, out_of_memory
 from hear_pretrainedsed.model import SEDModel
 
 _STEM_BYTES = 200  # file systems take names of 255; a number, an ending and a `.part` come on top
@@ -106,7 +106,8 @@ class Run:
     def for_each(self, work: Callable[[Recording, Tensor], None]) -> int:
         """Do `work` on each recording and its audio (samples,); how many could not be processed.
 
-        A recording that raises `AudioError` is named on stderr and skipped.
+        A recording that raises `AudioError`, or that memory does not hold, is named on stderr and
+        skipped.
         """
         n_failed = 0
         with self._bar:
@@ -121,6 +122,11 @@ class Run:
                 except AudioError as error:
                     n_failed += 1
                     self.say(f"{error}")
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    n_failed += 1
+                    self.say(f"{recording.path}: not enough memory for it as a whole")
             self._show(completed=len(self.recordings), name="")
         if n_failed and len(self.recordings) > 1:
             self.say(f"{n_failed} of {len(self.recordings)} files could not be processed")

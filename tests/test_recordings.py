@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed import recordings
+from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.model import Options, SEDModel, build_model
 from hear_pretrainedsed.recordings import Run, find_recordings
 
@@ -127,6 +128,26 @@ def test_samples_that_the_model_makes_no_numbers_of_are_said(tmp_path, model, ca
     assert done == ["b.wav"]
     first = capfd.readouterr().err.splitlines()[0]
     assert "a.wav: the model computes NaN or Inf from it; its samples reach " in first
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_recording_that_memory_does_not_hold_is_said_and_skipped(
+    tmp_path, model, capfd, monkeypatch, error
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_noise(tmp_path / name, 0.1)
+
+    def read(path: Path, rate: int) -> torch.Tensor:
+        if path.name == "a.wav":
+            raise error
+        return read_audio(path, rate)
+
+    monkeypatch.setattr(recordings, "read_audio", read)
+    done = []
+    run = Run(model, find_recordings([tmp_path]), shows_bar=False)
+    assert run.for_each(lambda recording, audio: done.append(recording.name)) == 1
+    assert done == ["b.wav"]
+    assert "a.wav: not enough memory for it as a whole" in capfd.readouterr().err
 
 
 def test_decoders_do_not_write_to_stderr(tmp_path, model, capfd) -> None:
