@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hear_pretrainedsed.audio import read_audio
+from hear_pretrainedsed.audio import check_audio, read_audio
 from hear_pretrainedsed.checkpoints import build_for, load_weights
 from hear_pretrainedsed.decoding import decoding_for
 from hear_pretrainedsed.events import Event, scores_to_events
@@ -61,6 +61,11 @@ def load_model(
     if origin and origin.windowing:
         options = {"windowing": origin.windowing} | options
     chosen = Options(**options)
+    if saved and saved.labels and chosen.vocabulary:
+        raise ValueError(
+            f"vocabulary={str(chosen.vocabulary)!r} has no use: {path} names its "
+            f"{len(saved.labels)} classes itself ({', '.join(saved.labels[:3])}, ...)"
+        )
     with Unfilled():  # the file fills every tensor
         model = build_for(saved, facts, chosen)
     load_weights(model, path, facts)
@@ -107,6 +112,7 @@ def get_scene_embeddings(audio: Tensor, model: SEDModel) -> Tensor:
     return model.embeddings(audio).mean(dim=1)
 
 
+@torch.no_grad()
 def detect(
     audio: Tensor | str | os.PathLike[str],
     model: SEDModel,
@@ -133,6 +139,8 @@ def detect(
             f"the names of the classes of {name} are not known here, so there are scores and no "
             "events: give load_model a list of them, vocabulary=FILE (FSD50K: its vocabulary.csv)"
         )
+    if not isinstance(audio, Tensor | str | os.PathLike):
+        check_audio(audio)  # it says what to do with an array
     if not isinstance(audio, Tensor):
         audio = read_audio(audio, model.sample_rate)
     batch = audio if audio.ndim > 1 else audio[None]

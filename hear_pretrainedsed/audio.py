@@ -13,12 +13,15 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+
+from hear_pretrainedsed import containers
 
 SAMPLE_RATE = 16_000
 EXTENSIONS = frozenset(
@@ -67,16 +70,16 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int = SAMPLE_RATE) -> 
 
     Raises `AudioError` for a file that is missing, empty, not audio, damaged, without samples,
     holding NaN or Inf, or truncated: cut below the length that its header states (a header that
-    states none, as streaming writers leave it, is fine), or an Ogg file that ends within a page.
-    Not detectable: a raw MPEG stream without a Xing/Info header and an Ogg file cut between pages.
+    states none, as streaming writers leave it, is fine), or an Ogg file that ends within a page;
+    for MP3 files or Ogg streams that follow each other in one file, of which one would be read.
+    Not detectable: cuts of a raw MPEG stream without a Xing/Info header, or between Ogg pages.
     """
     path = Path(path)
     _check_readable(path)
     if path.suffix.lower() == ".raw":  # soundfile takes the name's word for it
         raise AudioError(f"{path}: headerless audio (.raw); convert it to WAV or FLAC")
     try:
-        with _Stream(os.fsencode(path)) as file:  # names need not be valid UTF-8
-            _check_whole(path, file)
+        with _opened(path) as file:
             return torch.from_numpy(_read(path, file, sample_rate))
     except soundfile.LibsndfileError as error:
         reason = _REASONS.get(error.code, "damaged or truncated")
@@ -105,8 +108,7 @@ def read_part(
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{path}: headerless audio (.raw); convert it to WAV or FLAC")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            _check_whole(path, file)
+        with _opened(path, soundfile.SoundFile) as file:
             return torch.from_numpy(_part(path, file, start_samples, n_samples, sample_rate))
     except soundfile.LibsndfileError as error:
         reason = _REASONS.get(error.code, "damaged or truncated")
@@ -147,7 +149,7 @@ def _mono_part(path: Path, file: soundfile.SoundFile, first: int, n: int) -> np.
         blocks = [_mono(path, file.read(n, dtype="float32", always_2d=True), first)]
     else:
         blocks, place = [], 0
-        with _Stream(os.fsencode(path)) as stream:
+        with _opened(path) as stream:
             for block in _mono_blocks(path, stream):
                 blocks.append(block[max(0, first - place) : first + n - place])
                 place += len(block)
@@ -169,8 +171,21 @@ def _check_readable(path: Path) -> None:
         raise AudioError(f"{path}: empty file (0 bytes)")
 
 
-def _check_whole(path: Path, file: _Stream) -> None:
-    """Raise where libsndfile has opened a cut file as if it were a shorter whole one."""
+@contextmanager
+def _opened(path: Path, kind: type[soundfile.SoundFile] = _Stream) -> Iterator[soundfile.SoundFile]:
+    """A whole file as `kind`; as a `_Stream` where its length would be a guess."""
+    with kind(os.fsencode(path)) as file:  # names need not be valid UTF-8
+        _check_whole(path, file)
+        with open(path, "rb") as content:
+            if file.format != "MP3" or not containers.estimates_length(content):
+                yield file
+                return
+            with containers.streamed(content) as end, _Stream(end, closefd=False) as stream:
+                yield stream
+
+
+def _check_whole(path: Path, file: soundfile.SoundFile) -> None:
+    """Raise where libsndfile has opened a cut or joined file as if it were a shorter whole one."""
     for stated, held in _SHORT_DATA.findall(file.extra_info):
         if int(held) + 1 < int(stated) < _UNKNOWN_BYTES:  # + 1: a missing pad byte is harmless
             raise AudioError(
@@ -183,6 +198,14 @@ def _check_whole(path: Path, file: _Stream) -> None:
             )
     if file.format == "OGG" and _ends_within_ogg_page(path):
         raise AudioError(f"{path}: truncated: it ends within an Ogg page")
+    follow = {"OGG": containers.is_chained_ogg, "MP3": containers.is_joined_mp3}
+    if file.format in follow:
+        with open(path, "rb") as content:
+            if follow[file.format](content):
+                raise AudioError(
+                    f"{path}: several {file.format} streams, one after the other, of which only "
+                    "the first would be read; convert it to WAV or FLAC"
+                )
 
 
 def _ends_within_ogg_page(path: Path) -> bool:
@@ -328,7 +351,8 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     A path that is no folder is taken whatever its name (and whether it exists: `read_audio` says
     what is wrong with it). In folders, files with one of `EXTENSIONS` are taken, sorted by path;
     hidden files and folders are skipped, links to folders not followed. A file that is named twice
-    is taken once. Raises `AudioError` for a folder without audio files.
+    is taken once. Raises `AudioError` for a folder without audio files, and `OSError` for one that
+    cannot be read, also further down: its files would be missed.
     """
     found: dict[Path, Path] = {}
     for given in paths:
@@ -342,8 +366,11 @@ def audio_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
     files = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [
             Path(parent, name)

@@ -340,6 +340,9 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with `arguments` (None: the process's) and exit."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as some starters of services leave them
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names need not be valid UTF-8
             stream.reconfigure(errors="surrogateescape")

@@ -76,8 +76,8 @@ def median_frames_of(median_s: float | None) -> int | None:
     """Seconds as the nearest odd number of frames: an even window would shift events."""
     if median_s is None:
         return None
-    if not 0 < median_s < float("inf"):
-        raise ValueError(f"--median-s is a time in seconds above 0, got {median_s}")
+    if not 0 < median_s <= 3600:
+        raise ValueError(f"--median-s is a time in seconds above 0 and up to 3600, got {median_s}")
     return 2 * round((median_s / ev.GRID.hop_s - 1) / 2) + 1
 
 
@@ -85,6 +85,8 @@ def check_decoding(
     threshold: float | None, median_frames: int | None, min_duration_s: float | None
 ) -> None:
     """Refuse wrong values before anything is loaded."""
+    if threshold is not None and (threshold < 0 or threshold > 1):
+        raise ValueError(f"--threshold is a score from 0 to 1, got {threshold}")
     ev.scores_to_events(
         np.zeros((0, 0), np.float32),
         [],

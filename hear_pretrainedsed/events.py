@@ -25,6 +25,7 @@ GRID = FrameGrid()
 TSV_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
 
 _CLASSES_AT_ONCE = 32  # decoded together: an hour of 32 classes is 12 MB of scores
+_LONGEST_MEDIAN = 90_000  # frames, an hour
 _DECIMALS = 6  # of times and scores in files: finer than one sample at 16 kHz
 
 
@@ -111,14 +112,16 @@ def _thresholds(threshold: float | Sequence[float], scores: np.ndarray) -> np.nd
 
 
 def median_sizes(median_frames: int | Sequence[int] | None, n_classes: int) -> np.ndarray:
-    """Frames of the median filter (classes,), 1 where there is none."""
+    """Frames of the median filter (classes,), 1 where there is none; an hour at most."""
     sizes = np.asarray(1 if median_frames is None else median_frames)
     if sizes.ndim > 1 or (sizes.ndim == 1 and len(sizes) != n_classes):
         raise ValueError(
             f"median_frames is one number or {n_classes} (one a class), got {sizes.shape}"
         )
-    if not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
-        raise ValueError(f"median_frames is a whole number from 1, got {median_frames}")
+    if not ((sizes >= 1) & (sizes <= _LONGEST_MEDIAN) & (sizes == np.floor(sizes))).all():
+        raise ValueError(
+            f"median_frames is a whole number from 1 to {_LONGEST_MEDIAN}, got {median_frames}"
+        )
     return np.broadcast_to(sizes.astype(np.int64), n_classes)
 
 
@@ -328,11 +331,14 @@ def read_tsv(path: str | os.PathLike[str]) -> dict[str, list[Event]]:
             raise ValueError(f"{path}: no column {missing[0]!r} in {table.fieldnames}")
         for row in table:
             rows = events.setdefault(row["filename"], [])
-            if not row["event_label"]:
+            if not (row["event_label"] or row["onset"] or row["offset"]):
                 continue
             try:
+                if not row["event_label"]:
+                    raise ValueError
                 onset, offset = float(row["onset"]), float(row["offset"])
-                rows.append(Event(onset, offset, row["event_label"], float(row.get("score") or 1)))
+                event = Event(onset, offset, row["event_label"], float(row.get("score") or 1))
+                rows.append(_as_event(event))
             except (TypeError, ValueError):
                 raise ValueError(f"{path}: line {table.line_num} is no event: {row}") from None
     return events

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from hear_pretrainedsed import __version__
 from hear_pretrainedsed.audio import AudioError, audio_files, read_audio
-from hear_pretrainedsed.memory import in_smaller_batches
+from hear_pretrainedsed.memory import in_smaller_batches, out_of_memory
 from hear_pretrainedsed.model import SEDModel
+
+_STEM_BYTES = 200  # file systems take names of 255; a number, an ending and a `.part` come on top
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def find_recordings(paths: Sequence[Path]) -> list[Recording]:
     """Recordings in files and folders, each with a name and a stem of its own.
 
     A file's name is its last part, below a given folder its path from there; where two files would
-    share it, the later one's is its whole path. Stems are names without ending; where two would
-    share one, the later keeps its ending or gets a number. `ValueError` for what is not there.
+    share it, the later one's is its whole path, if need be from the root. Stems are names without
+    ending, those of long names cut to 200 bytes; where two would share one, the later keeps its
+    ending or gets a number. `ValueError` for what is not there.
     """
     found: list[Recording] = []
     seen: set[Path] = set()
@@ -53,20 +56,28 @@ def find_recordings(paths: Sequence[Path]) -> list[Recording]:
                 continue
             seen.add(real)
             inner = path.relative_to(given) if given.is_dir() else Path(path.name)
-            name = inner.as_posix() if inner.as_posix() not in names else str(path)
+            name = next(x for x in (inner.as_posix(), str(path), str(real)) if x not in names)
             names.add(name)
             found.append(Recording(path, name, _free_stem(inner, stems)))
     return found
 
 
 def _free_stem(inner: Path, taken: set[str]) -> str:
-    stem, number = str(inner.with_suffix("")), 1
+    stem, number = _cut(inner.with_suffix("")), 1
     if stem.casefold() in taken:  # some file systems take X for x
-        stem = str(inner)
+        stem = _cut(inner)
     while (numbered := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
         number += 1
     taken.add(numbered.casefold())
     return numbered
+
+
+def _cut(path: Path) -> str:
+    """The path with no more of its last part than leaves room for endings of outputs."""
+    name = path.name
+    while len(os.fsencode(name)) > _STEM_BYTES:
+        name = name[:-1]
+    return str(path.with_name(name))
 
 
 class Run:
@@ -95,7 +106,8 @@ class Run:
     def for_each(self, work: Callable[[Recording, Tensor], None]) -> int:
         """Do `work` on each recording and its audio (samples,); how many could not be processed.
 
-        A recording that raises `AudioError` is named on stderr and skipped.
+        A recording that raises `AudioError`, or that memory does not hold, is named on stderr and
+        skipped.
         """
         n_failed = 0
         with self._bar:
@@ -110,6 +122,11 @@ class Run:
                 except AudioError as error:
                     n_failed += 1
                     self.say(f"{error}")
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    n_failed += 1
+                    self.say(f"{recording.path}: not enough memory for it as a whole")
             self._show(completed=len(self.recordings), name="")
         if n_failed and len(self.recordings) > 1:
             self.say(f"{n_failed} of {len(self.recordings)} files could not be processed")
@@ -121,7 +138,8 @@ class Run:
         """`function` of audio (1, samples), for audio (samples,): (frames, dim), float32.
 
         When memory runs out, the model's batch size is halved, for this recording and the others.
-        Raises `AudioError` when a single window is too much.
+        Raises `AudioError` when a single window is too much, and for samples so large that the
+        model computes no numbers from them.
         """
         n_windows = len(self.model.grid.plan(len(audio), self.model.options.windowing))
         with torch.no_grad():
@@ -129,7 +147,13 @@ class Run:
                 out = in_smaller_batches(self.model, n_windows, lambda: function(audio[None])[0])
             except MemoryError as error:
                 raise AudioError(f"{recording.path}: {error}") from None
-        return out.float().cpu().numpy()
+        found = out.float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise AudioError(
+                f"{recording.path}: the model computes NaN or Inf from it; its samples reach "
+                f"{float(audio.abs().max()):.3g}, and audio is in [-1, 1]"
+            )
+        return found
 
     def facts(self, recording: Recording, audio: Tensor) -> dict[str, object]:
         """What it takes to make a result again: recording, weights, options, version."""

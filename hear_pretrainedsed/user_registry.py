@@ -34,6 +34,9 @@ from hear_pretrainedsed.weight_files import read
 REGISTRY = "imported.json"
 LICENCE = "the user's own"
 FORM = "BACKBONE.STAGE[-VARIANT][+SEQUENCE-DIM], lower case, as fmn04.strong-mine"
+_LOCK = "import.lock"  # of the registry and the files together
+_UNUSABLE = (OSError, ValueError, TypeError, AttributeError, RecursionError)
+_TAKEN = "there is a checkpoint {} already: take another name"
 _NAME = re.compile(
     r"(?P<backbone>[a-z0-9_]+)\.(?P<stage>[a-z]+)(?P<variant>(-[a-z0-9_]+)*)"
     r"(\+(?P<sequence>[a-z0-9]+)-(?P<dim>[1-9][0-9]*))?"
@@ -79,18 +82,21 @@ def import_checkpoint(
     loaded = load_weights(model, path, checkpoint)
     origin = model.provenance["origin"]
     model.provenance["origin"] = origin or {"file": path.name, "sha256": loaded.sha256}
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / checkpoint.file
-    forget_sha256(copy)
-    save_weights(model, copy)
     note = f"imported from {path.name} (sha256 {loaded.sha256[:12]}...)"
     if origin and origin.get("mode") == "pretrain":
         note += f"; made by the recipe {origin.get('recipe')}"
     elif origin:
         note += f"; {origin.get('checkpoint')} fine-tuned on {origin.get('task')}"
-    checkpoint = replace(checkpoint, sha256=known_sha256(copy), note=note)
-    _change({name: asdict(checkpoint)})
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / checkpoint.file
+    with locked(folder / _LOCK):  # from the look at the names to the new one among them
+        if name in _read_registry():  # of another process, since this one read them
+            raise ValueError(_TAKEN.format(name))
+        forget_sha256(copy)
+        save_weights(model, copy)
+        checkpoint = replace(checkpoint, sha256=known_sha256(copy), note=note)
+        _change({name: asdict(checkpoint)})
     CHECKPOINTS[name] = checkpoint
     return checkpoint
 
@@ -102,10 +108,11 @@ def remove_checkpoint(name: str) -> Path:
         raise ValueError(f"{name} is a published checkpoint: only imported ones can be removed")
     if name not in known:
         raise ValueError(unknown("imported checkpoint", name, known or ["none so far"]))
-    path = cache_folder() / _checkpoint(known[name]).file
-    _change({name: None})
-    path.unlink(missing_ok=True)
-    forget_sha256(path)
+    path = cache_folder() / _file(name)  # its facts may be a newer version's
+    with locked(cache_folder() / _LOCK):
+        _change({name: None})
+        path.unlink(missing_ok=True)
+        forget_sha256(path)
     CHECKPOINTS.pop(name, None)
     return path
 
@@ -124,7 +131,7 @@ def check_name(name: str) -> None:
     module = Checkpoint(name, "", "").module
     for other in CHECKPOINTS.values():
         if other.name == name:
-            raise ValueError(f"there is a checkpoint {name} already: take another name")
+            raise ValueError(_TAKEN.format(name))
         if other.module == module:
             raise ValueError(f"{name} would have the HEAR module {module}, as {other.name} has")
 
@@ -136,7 +143,7 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     new = replace(
         base,
         name=name,
-        file=f"{name}.safetensors",
+        file=_file(name),
         licence=LICENCE,
         release=None,
         sha256=None,
@@ -147,10 +154,9 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     )
     if (saved := contents.saved) is not None:
         new = replace(new, n_layers=saved.n_layers, clip_s=saved.clip_s or base.clip_s)
-        if saved.head is None:
-            return new
-        count = len(saved.labels) if saved.labels else saved.n_classes
-        new = replace(new, head=saved.head, names=saved.labels, n_classes=count)
+        if saved.head is not None:
+            count = len(saved.labels) if saved.labels else saved.n_classes
+            new = replace(new, head=saved.head, names=saved.labels, n_classes=count)
     elif base.labels or base.n_classes:
         heads = {top_name(key): value for key, value in contents.tensors.items()}
         rows = [len(v) for k, v in heads.items() if k.startswith("head.") and v.ndim > 1]
@@ -160,6 +166,10 @@ def _described(path: Path, name: str, vocabulary: str | os.PathLike[str] | None)
     if vocabulary is not None:
         new = replace(new, names=read_vocabulary(vocabulary, replace(new, names=None)))
     return new
+
+
+def _file(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 def _nearest(wanted: Checkpoint) -> Checkpoint:
@@ -184,22 +194,33 @@ def _path() -> Path:
 def _read_registry() -> dict[str, dict[str, Any]]:
     """Facts by name; none, and a warning, where the file cannot be used."""
     try:
-        content = json.loads(_path().read_text(encoding="utf-8"))
-        return {str(name): dict(facts) for name, facts in content.items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return _content()
+    except _UNUSABLE as error:
         warnings.warn(
             f"{_path()} cannot be used, imported checkpoints are unknown: {error}", stacklevel=3
         )
         return {}
 
 
+def _content() -> dict[str, dict[str, Any]]:
+    try:
+        content = json.loads(_path().read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {str(name): dict(facts) for name, facts in content.items()}
+
+
 def _change(entries: Mapping[str, dict[str, Any] | None]) -> None:
     """Put entries into the file, or take them out (None), whatever other processes do."""
     path = _path()
     with locked(path.with_name(f"{REGISTRY}.lock")):
-        content = _read_registry() | entries
+        try:
+            content = _content() | entries
+        except _UNUSABLE:
+            aside = path.with_name(f"{REGISTRY}.unusable")
+            os.replace(path, aside)
+            warnings.warn(f"{path} was unusable: moved to {aside}, begun anew", stacklevel=3)
+            content = dict(entries)
         content = {name: facts for name, facts in sorted(content.items()) if facts is not None}
         with whole_file(path) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed.containers import estimates_length, streamed
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for
@@ -27,7 +29,7 @@ MAX_BROKEN = 0.01
 
 _ATTEMPTS = 20  # clips that are tried instead of a broken one
 _NAMED = 10  # of broken clips, in a line on them
-_LONGEST_S = 600  # of a stream that does not state its length
+_BLOCK_S = 60  # read at a time from a stream that does not state its length
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 for a stream without a length
 
 
@@ -177,6 +179,28 @@ class _Once(soundfile.SoundFile):
         return False
 
 
+@contextmanager
+def _opened(data: bytes) -> Iterator[_Once]:
+    """Encoded audio; an MP3 that states no length as a stream, since libsndfile would guess one."""
+    with _Once(io.BytesIO(data)) as file:
+        if file.format != "MP3" or not estimates_length(io.BytesIO(data)):
+            yield file
+            return
+    with streamed(io.BytesIO(data)) as end, _Once(end, closefd=False) as file:
+        yield file
+
+
+def _first_channel(file: _Once) -> np.ndarray:
+    """All samples of the first channel (samples,), float32."""
+    options = dict(dtype="float32", always_2d=True)
+    if file.frames < _UNKNOWN_FRAMES:
+        return file.read(file.frames, **options)[:, 0]
+    blocks = []
+    while len(block := file.read(_BLOCK_S * file.samplerate, **options)):
+        blocks.append(block[:, 0].copy())
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
 def decode(data: bytes) -> np.ndarray:
     """Encoded audio -> its first channel at 16 kHz (samples,), float32.
 
@@ -184,10 +208,9 @@ def decode(data: bytes) -> np.ndarray:
     damaged, without samples or with NaN or Inf.
     """
     try:
-        with _Once(io.BytesIO(data)) as file:
+        with _opened(data) as file:
             rate, stated = file.samplerate, file.frames
-            n_more = stated if stated < _UNKNOWN_FRAMES else _LONGEST_S * rate
-            samples = file.read(n_more, dtype="float32", always_2d=True)[:, 0]
+            samples = _first_channel(file)
     except soundfile.LibsndfileError as error:
         raise AudioError(_reason(error)) from None
     if len(samples) == 0 or not np.isfinite(samples.sum()):
@@ -207,7 +230,7 @@ def duration_s(data: bytes) -> float:
     Raises `AudioError` for what is not audio.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _opened(data) as file:
             if 0 < file.frames < _UNKNOWN_FRAMES:
                 return file.frames / file.samplerate
     except soundfile.LibsndfileError as error:

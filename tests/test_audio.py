@@ -471,6 +471,21 @@ def test_a_folder_without_audio_is_named(tmp_path) -> None:
         audio_files([tmp_path])
 
 
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.wav").touch()
+    scan = os.scandir
+
+    def refuse(path: object) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        audio_files([tmp_path])
+
+
 def test_a_link_to_a_folder_above_does_not_loop(tmp_path) -> None:
     (tmp_path / "a.wav").touch()
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)

@@ -312,6 +312,8 @@ MISTAKES = [
     (("detect", "A", "-c", NAME, "--top", "0"), "--top"),
     (("detect", "A", "-c", NAME, "--threshold", "nan"), "threshold is NaN"),
     (("detect", "A", "-c", NAME, "--threshold", "high"), "--threshold"),
+    (("detect", "A", "-c", NAME, "--threshold", "50"), "--threshold is a score from 0 to 1"),
+    (("detect", "A", "-c", NAME, "--median-s", "1e300"), "--median-s is a time"),
     (("detect", "A", "-c", NAME, "--median-s", "0"), "--median-s is a time"),
     (("detect", "A", "-c", NAME, "--median-s", "inf"), "--median-s is a time"),
     (("detect", "A", "-c", NAME, "--min-duration-s", "-1"), "min_duration_s is a time"),
@@ -443,6 +445,14 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(weights, tmp_path) -> None:
     assert b"empty file" in text
     assert printed.startswith(b"filename\tonset")
     assert b"filename\tonset" not in text
+
+
+@pytest.mark.slow
+def test_closed_streams_are_no_error(weights, tmp_path) -> None:
+    path = sound(tmp_path / "a.wav", 0.1)
+    command = shlex.join([*COMMAND, "detect", str(path), "-c", NAME, "-o", str(tmp_path)])
+    assert subprocess.run(["bash", "-c", f"{command} >&- 2>&-"]).returncode == 0
+    assert (tmp_path / "a.events.tsv").exists()
 
 
 def test_start_imports_nothing_heavy() -> None:

@@ -141,6 +141,19 @@ def test_detect_uses_what_was_calibrated(own: SEDModel) -> None:
     assert sorted(e[:3] for e in found) == sorted(e[:3] for e in offline)
 
 
+def test_detect_keeps_nothing_for_gradients(own: SEDModel, monkeypatch) -> None:
+    given = []
+    scores = own.scores
+    monkeypatch.setattr(own, "scores", lambda audio: given.append(scores(audio)) or given[-1])
+    hps.detect(torch.zeros(16_000), own)
+    assert [x.requires_grad for x in given] == [False]
+
+
+def test_detect_takes_no_array(own: SEDModel) -> None:
+    with pytest.raises(ValueError, match="got ndarray; torch.from_numpy makes one"):
+        hps.detect(np.zeros(16_000, np.float32), own)
+
+
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
 def test_files_keep_it(own: SEDModel, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"mine.{ending}"

@@ -183,6 +183,7 @@ def test_order_is_onset_then_label_and_no_frames_are_no_events() -> None:
         (np.ones((2, 2), np.float32), ["a", "b"], {"threshold": float("nan")}, "threshold is NaN"),
         (np.ones((2, 2), np.float32), ["a", "b"], {"median_frames": 0}, "whole number from 1"),
         (np.ones((2, 2), np.float32), ["a", "b"], {"median_frames": 2.5}, "whole number from 1"),
+        (np.ones((2, 2), np.float32), ["a", "b"], {"median_frames": 10**30}, "from 1 to 90000"),
         (np.ones((2, 2), np.float32), ["a", "b"], {"duration_s": -1}, "duration_s is a time"),
         (np.ones((2, 2), np.float32), ["a", "b"], {"min_duration_s": np.nan}, "min_duration_s is"),
     ],
@@ -356,6 +357,8 @@ def test_tsv_is_readable_by_others(tmp_path) -> None:
         ("", "no column 'filename'"),
         ("filename\tonset\toffset\tevent_label\na.wav\tx\t2\tBark\n", "line 2 is no event"),
         ("filename\tonset\toffset\tevent_label\na.wav\t1\t\tBark\n", "line 2 is no event"),
+        ("filename\tonset\toffset\tevent_label\na.wav\t1\t2\n", "line 2 is no event"),
+        ("filename\tonset\toffset\tevent_label\na.wav\tnan\t2\tBark\n", "line 2 is no event"),
     ],
 )
 def test_wrong_tsv_is_refused(tmp_path, text, message) -> None:

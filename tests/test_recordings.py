@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hear_pretrainedsed.audio import AudioError
+from hear_pretrainedsed import recordings
+from hear_pretrainedsed.audio import AudioError, read_audio
 from hear_pretrainedsed.model import Options, SEDModel, build_model
 from hear_pretrainedsed.recordings import Run, find_recordings
 
@@ -40,6 +41,21 @@ def test_one_stem_in_several_inputs(tmp_path) -> None:
     found = find_recordings(paths)
     assert [recording.stem for recording in found] == ["a", "a.wav", "a.flac", "a.wav-2", "A.wav-3"]
     assert [recording.name for recording in found][:3] == ["a.wav", str(paths[1]), "a.flac"]
+
+
+def test_names_differ_where_a_path_is_another_files_name(tmp_path, monkeypatch) -> None:
+    touch(tmp_path, "sub/a.wav", "a.wav")
+    monkeypatch.chdir(tmp_path)
+    found = find_recordings([Path("sub/a.wav"), Path("a.wav")])
+    assert [recording.name for recording in found] == ["a.wav", str(Path.cwd() / "a.wav")]
+
+
+def test_stems_leave_room_for_endings(tmp_path) -> None:
+    touch(tmp_path, *(f"in/{'x' * 240}{i}.wav" for i in range(3)), f"in/{'ü' * 120}.wav")
+    found = stems([tmp_path / "in"])
+    assert len(set(found)) == 4
+    for stem in found:
+        assert len(os.fsencode(f".{stem}.embeddings.json.4194304.part")) <= 255
 
 
 def test_a_file_given_twice_is_taken_once(tmp_path) -> None:
@@ -95,6 +111,43 @@ def test_broken_files_are_said_and_skipped(tmp_path, model, capfd) -> None:
         f"hear-pretrainedsed: {tmp_path / 'b.wav'}: empty file (0 bytes)",
         "hear-pretrainedsed: 1 of 3 files could not be processed",
     ]
+
+
+def test_samples_that_the_model_makes_no_numbers_of_are_said(tmp_path, model, capfd) -> None:
+    samples = np.random.default_rng(0).standard_normal(1600) * 1e30
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, "FLOAT")
+    write_noise(tmp_path / "b.wav", 0.1)
+    done = []
+    run = Run(model, find_recordings([tmp_path]), shows_bar=False)
+
+    def work(recording, audio) -> None:
+        run.compute(model.embeddings, recording, audio)
+        done.append(recording.name)
+
+    assert run.for_each(work) == 1
+    assert done == ["b.wav"]
+    first = capfd.readouterr().err.splitlines()[0]
+    assert "a.wav: the model computes NaN or Inf from it; its samples reach " in first
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_recording_that_memory_does_not_hold_is_said_and_skipped(
+    tmp_path, model, capfd, monkeypatch, error
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        write_noise(tmp_path / name, 0.1)
+
+    def read(path: Path, rate: int) -> torch.Tensor:
+        if path.name == "a.wav":
+            raise error
+        return read_audio(path, rate)
+
+    monkeypatch.setattr(recordings, "read_audio", read)
+    done = []
+    run = Run(model, find_recordings([tmp_path]), shows_bar=False)
+    assert run.for_each(lambda recording, audio: done.append(recording.name)) == 1
+    assert done == ["b.wav"]
+    assert "a.wav: not enough memory for it as a whole" in capfd.readouterr().err
 
 
 def test_decoders_do_not_write_to_stderr(tmp_path, model, capfd) -> None:

@@ -112,7 +112,7 @@ def is_empty(update: Update) -> bool:
         ({"sample_rate": 44_100.5}, "got 44100.5"),
         ({"threshold": float("nan")}, "threshold is NaN"),
         ({"threshold": (0.5, 0.5, 0.5)}, "one number or 2"),
-        ({"median_frames": 0}, "median_frames is a whole number from 1, got 0"),
+        ({"median_frames": 0}, "median_frames is a whole number from 1 to 90000, got 0"),
         ({"min_duration_s": -1}, "min_duration_s is a time in seconds"),
     ],
     ids=str,

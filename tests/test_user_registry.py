@@ -220,6 +220,45 @@ def test_a_full_disk_leaves_no_half_checkpoint(tuned, own_cache, monkeypatch) ->
     assert NAME not in CHECKPOINTS and not (own_cache / REGISTRY).exists()
 
 
+def test_a_vocabulary_of_no_use_is_refused(tuned, tmp_path, own_cache) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\n")
+    save_weights(build_model("fmn04"), tmp_path / "headless.pt")
+    with pytest.raises(ValueError, match="names.txt' has no use: .* has no trained head"):
+        import_checkpoint(tmp_path / "headless.pt", NAME, names)
+    with pytest.raises(ValueError, match=r"names its 2 classes itself \(bark, meow"):
+        hps.load_model(tuned, checkpoint="fmn04.strong", vocabulary=names)
+
+
+def test_a_name_that_another_process_took_is_refused(tuned, own_cache) -> None:
+    import_checkpoint(tuned, NAME)
+    content = (own_cache / f"{NAME}.safetensors").read_bytes()
+    del CHECKPOINTS[NAME]  # as in a process that began before
+    with pytest.raises(ValueError, match=f"there is a checkpoint {NAME} already"):
+        import_checkpoint(tuned, NAME)
+    assert (own_cache / f"{NAME}.safetensors").read_bytes() == content
+
+
+def test_a_broken_registry_is_kept_aside(tuned, own_cache) -> None:
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / REGISTRY).write_text('{"fmn04.strong-old": {}, ')
+    with pytest.warns(UserWarning, match=f"moved to .*{REGISTRY}.unusable, begun anew"):
+        import_checkpoint(tuned, NAME)
+    assert list(json.loads((own_cache / REGISTRY).read_text())) == [NAME]
+    kept = (own_cache / f"{REGISTRY}.unusable").read_text()
+    assert kept == '{"fmn04.strong-old": {}, '
+
+
+def test_what_another_version_imported_can_be_removed(tuned, own_cache, capsys) -> None:
+    import_checkpoint(tuned, NAME)
+    kept = json.loads((own_cache / REGISTRY).read_text())
+    kept[NAME]["colour"] = "red"
+    (own_cache / REGISTRY).write_text(json.dumps(kept))
+    assert command("import", "--remove", NAME) == 0
+    assert not list(own_cache.glob("*.safetensors"))
+    assert json.loads((own_cache / REGISTRY).read_text()) == {}
+
+
 def test_wrong_calls(tuned, own_cache, capsys) -> None:
     for words in ((), (tuned,), ("--as", NAME)):
         assert command("import", *words) == 2

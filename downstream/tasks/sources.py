@@ -21,6 +21,7 @@ from torch import Tensor
 
 from downstream.tasks.checks import equal_by, first_few
 from hear_pretrainedsed.audio import SAMPLE_RATE, AudioError, read_audio
+from hear_pretrainedsed.containers import estimates_length
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
 _HEAD_BYTES = 1 << 16
@@ -177,9 +178,14 @@ def duration_s(path: Path, sample_rate: int | None = None) -> float:
         raise ValueError(f"{path}: no audio that libsndfile reads, or damaged") from None
     if sample_rate is not None and info.samplerate != sample_rate:
         raise ValueError(f"{path}: {info.samplerate} Hz, wanted {sample_rate} Hz")
-    if info.frames >= _UNKNOWN_FRAMES:
+    if info.frames >= _UNKNOWN_FRAMES or (info.format == "MP3" and _is_guess(path)):
         return len(read_audio(path)) / SAMPLE_RATE
     return info.frames / info.samplerate
+
+
+def _is_guess(path: Path) -> bool:
+    with path.open("rb") as file:
+        return estimates_length(file)
 
 
 def _files_below(folder: Path) -> list[Member]:

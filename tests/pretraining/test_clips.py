@@ -112,13 +112,30 @@ def test_damaged_audio_is_an_error() -> None:
         decode(out.getvalue())
 
 
-def test_a_stream_of_unknown_length_is_decoded() -> None:
-    data = bytearray(encoded(sound(1), "FLAC"))
+@pytest.mark.parametrize("order", [1, -1], ids=["guessed-too-short", "guessed-too-long"])
+def test_an_mp3_that_states_no_length_is_decoded_whole(order: int) -> None:
+    samples = np.concatenate([sound(6)[:, 0], np.zeros(96_000, np.float32)][::order])
+    options = dict(format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE")
+    with soundfile.SoundFile(out := io.BytesIO(), "w", 16_000, 1, **options) as file:
+        file.write(samples)
+    data = out.getvalue()
+    data = data[data.index(data[:2], 4) :]  # without the first frame, which states it
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        assert abs(file.frames - len(samples)) > 16_000
+    assert 0 <= len(decode(data)) - len(samples) < 5000
+    assert duration_s(data) == len(decode(data)) / 16_000
+
+
+@pytest.mark.parametrize("n_s", [1, 700])
+def test_a_stream_of_unknown_length_is_decoded(n_s: int) -> None:
+    samples = np.zeros((n_s * 16_000, 1), np.float32)
+    samples[-16_000:] = sound(1)[:, :1]
+    data = bytearray(encoded(samples, "FLAC"))
     assert data[:4] == b"fLaC" and data[4] & 0x7F == 0  # STREAMINFO
     data[21] &= 0xF0  # its number of samples: 36 bits
     data[22:26] = bytes(4)
-    assert len(decode(bytes(data))) == 16_000
-    assert duration_s(bytes(data)) == 1.0
+    assert len(decode(bytes(data))) == n_s * 16_000
+    assert duration_s(bytes(data)) == n_s
 
 
 def test_short_clips_are_followed_by_silence() -> None:
