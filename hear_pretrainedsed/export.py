@@ -259,6 +259,7 @@ def _facts(model: SEDModel, given: dict[str, Tensor], outputs: dict[str, Tensor]
         n_classes=head[0].shape[-1] if head else 0,
         thresholds=model.decoding.thresholds if model.decoding else None,
         median_frames=model.decoding.median_frames if model.decoding else None,
+        windowing=model.options.windowing,
         sample_rate=SAMPLE_RATE,
         hop_s=grid.hop_s,
         window_s=grid.window_samples / SAMPLE_RATE,

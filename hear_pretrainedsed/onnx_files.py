@@ -34,6 +34,8 @@ class OnnxFacts:
     n_classes: 0 without a head.
     thresholds, median_frames: of each class, as calibrated for the model (`decoding.Decoding`);
     None where that was not done.
+    windowing: how windows are cut from longer audio ("reference", "overlap": `Options`), and were
+    where these were calibrated.
     sample_rate, hop_s, window_s: in Hz; from frame to frame, and of the one window, in seconds.
     batch_norms: "folded" into the convolutions; "none" where the network has none.
     inputs, outputs: name -> what it is, with axes; outputs are named after `SEDModel`'s methods.
@@ -47,6 +49,7 @@ class OnnxFacts:
     n_classes: int
     thresholds: tuple[float, ...] | None
     median_frames: tuple[int, ...] | None
+    windowing: str
     sample_rate: int
     hop_s: float
     window_s: float

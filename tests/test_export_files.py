@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     model = small()
     model.provenance = {"checkpoint": "fmn04.strong", "sha256": "ab" * 32}
     model.decoding = Decoding((0.25, 0.5, 0.75), (1, 3, 5))
+    model.options = replace(model.options, windowing="overlap")
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     return SimpleNamespace(model=model, path=path, facts=export_onnx(model, path))
 
@@ -51,6 +53,7 @@ def test_metadata(exported: SimpleNamespace) -> None:
     assert facts.licence == get_checkpoint("fmn04.strong").licence
     assert facts.classes == LABELS and facts.n_classes == 3
     assert (facts.thresholds, facts.median_frames) == ((0.25, 0.5, 0.75), (1, 3, 5))
+    assert facts.windowing == "overlap"
     assert (facts.sample_rate, facts.hop_s, facts.window_s) == (16_000, 0.04, 10.0)
     assert facts.inputs["spec"].startswith("float32 (batch, 1, 128, 1000): ")
     assert facts.outputs["logits"].startswith("float32 (batch, 250, 3): ")
