@@ -198,14 +198,12 @@ def _check_whole(path: Path, file: soundfile.SoundFile) -> None:
             )
     if file.format == "OGG" and _ends_within_ogg_page(path):
         raise AudioError(f"{path}: truncated: it ends within an Ogg page")
-    follow = {"OGG": containers.is_chained_ogg, "MP3": containers.is_joined_mp3}
-    if file.format in follow:
-        with open(path, "rb") as content:
-            if follow[file.format](content):
-                raise AudioError(
-                    f"{path}: several {file.format} streams, one after the other, of which only "
-                    "the first would be read; convert it to WAV or FLAC"
-                )
+    with open(path, "rb") as content:
+        if containers.holds_several(content, file.format):
+            raise AudioError(
+                f"{path}: several {file.format} streams, one after the other, of which only "
+                "the first would be read; convert it to WAV or FLAC"
+            )
 
 
 def _ends_within_ogg_page(path: Path) -> bool:

@@ -34,6 +34,12 @@ def estimates_length(file: BinaryIO) -> bool:
     return tag is None or not tag.states_frames
 
 
+def holds_several(file: BinaryIO, kind: str) -> bool:
+    """Whether MP3 files or Ogg streams follow each other in one; kind: libsndfile's format."""
+    follow = {"OGG": is_chained_ogg, "MP3": is_joined_mp3}
+    return kind in follow and follow[kind](file)
+
+
 def is_joined_mp3(file: BinaryIO) -> bool:
     """Whether another MP3 file follows in one whose first frame states its length."""
     tag = _xing_tag(file, 0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hear_pretrainedsed.audio import AudioError
-from hear_pretrainedsed.containers import estimates_length, streamed
+from hear_pretrainedsed.containers import estimates_length, holds_several, streamed
 from hear_pretrainedsed.events import GRID
 from hear_pretrainedsed.training.batch import Batch
 from hear_pretrainedsed.training.chance import generator_for
@@ -183,6 +183,8 @@ class _Once(soundfile.SoundFile):
 def _opened(data: bytes) -> Iterator[_Once]:
     """Encoded audio; an MP3 that states no length as a stream, since libsndfile would guess one."""
     with _Once(io.BytesIO(data)) as file:
+        if holds_several(io.BytesIO(data), file.format):
+            raise AudioError(f"several {file.format} streams, one after the other")
         if file.format != "MP3" or not estimates_length(io.BytesIO(data)):
             yield file
             return

@@ -126,6 +126,13 @@ def test_an_mp3_that_states_no_length_is_decoded_whole(order: int) -> None:
     assert duration_s(data) == len(decode(data)) / 16_000
 
 
+def test_streams_one_after_the_other_are_an_error() -> None:
+    for kind in ("OGG", "MP3"):
+        data, other = (encoded(sound(1, seed=seed), kind) for seed in (0, 1))
+        with pytest.raises(AudioError, match=f"several {kind} streams, one after the other"):
+            decode(data + other)
+
+
 @pytest.mark.parametrize("n_s", [1, 700])
 def test_a_stream_of_unknown_length_is_decoded(n_s: int) -> None:
     samples = np.zeros((n_s * 16_000, 1), np.float32)
