@@ -51,7 +51,7 @@ def escaped(text: object) -> str:
     """Text in which nothing is Markdown or HTML; underscores inside words are none."""
     line = clean(text).replace("\n", " ")
     line = re.sub(r"([\\`*\[\]<>#|~&]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
-    return re.sub(r"^(\s*\d*)([-+.)=])", r"\1\\\2", line)
+    return re.sub(r"^(\s*)(\d*)(?=[-+=]|[.)](\s|$))", r"\1\2\\", line)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 2) -> str:
