@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,9 @@ N_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # as many workers a
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse CI without the reference data."""
+    """Refuse CI without the reference data; hear of Ctrl-C whatever has started the tests."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs in background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI", "").lower() in ("true", "1") and not SHARED.is_dir():
         pytest.exit(f"CI needs the reference data, and {SHARED} is missing", returncode=1)
 

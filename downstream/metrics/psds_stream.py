@@ -128,6 +128,10 @@ class ClipCounts:
             counted = tuple(x.astype(kind) for x, kind in zip(changes, kinds, strict=True))
             self.occurring.setdefault(label, []).append(counted)
 
+    def empty(self) -> ClipCounts:
+        """One alike that has counted nothing."""
+        return ClipCounts(self._clips, self._dtc, self._gtc, self.false.limit)
+
     def merge(self, other: ClipCounts) -> None:
         """Add what was counted in other clips."""
         self.false.merge(other.false)
@@ -197,6 +201,7 @@ def _begin(parent: int, state: Any) -> None:
 def _share(files: Sequence[str]) -> ClipCounts:
     """In a worker process: the counts of some clips."""
     stream, scores, done = _inherited
+    stream.counts = stream.counts.empty()  # this process may have had another share
     for file in files:
         if done.value < 0:
             break

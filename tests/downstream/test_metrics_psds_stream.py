@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downstream.metrics import PSDS1, StreamedPSDS, false_positives, psds
+from downstream.metrics import PSDS1, StreamedPSDS, false_positives, psds, psds_stream
 from downstream.metrics.false_positives import FalsePositives, detection_steps
 from tests.child_processes import survivors_of_a_kill
 from tests.downstream.test_metrics_psds import FRAME_S, SETTINGS, Case
@@ -109,6 +109,15 @@ def test_equal_when_worker_processes_compact_often(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(false_positives, "_CHANGES_AT_ONCE", 100)
     for jobs in (1, 3):
         assert case.ours(SETTINGS["short curve"], jobs=jobs) == whole
+
+
+def test_a_worker_that_takes_all_shares_counts_each_clip_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, pool = Case(2, n_clips=60), psds_stream.ProcessPoolExecutor
+    whole = case.ours(SETTINGS["short curve"], jobs=1)
+    monkeypatch.setattr(psds_stream, "ProcessPoolExecutor", lambda jobs, *rest: pool(1, *rest))
+    assert case.ours(SETTINGS["short curve"], jobs=4) == whole
 
 
 def test_float16_scores_count_as_they_are() -> None:
