@@ -173,11 +173,19 @@ def _check_readable(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path, kind: type[soundfile.SoundFile] = _Stream) -> Iterator[soundfile.SoundFile]:
-    """A whole file as `kind`; as a `_Stream` where its length would be a guess."""
+    """A whole file as `kind`, as a `_Stream` where its length is a guess; refuses joined ones."""
     with kind(os.fsencode(path)) as file:  # names need not be valid UTF-8
         _check_whole(path, file)
+        if file.format not in ("MP3", "OGG"):
+            yield file
+            return
         with open(path, "rb") as content:
-            if file.format != "MP3" or not containers.estimates_length(content):
+            if containers.holds_several(content, file.format):
+                raise AudioError(
+                    f"{path}: several {file.format} streams, one after the other, of which only "
+                    "the first would be read; convert it to WAV or FLAC"
+                )
+            if file.format == "OGG" or not containers.estimates_length(content):
                 yield file
                 return
             with containers.streamed(content) as end, _Stream(end, closefd=False) as stream:
@@ -185,7 +193,7 @@ def _opened(path: Path, kind: type[soundfile.SoundFile] = _Stream) -> Iterator[s
 
 
 def _check_whole(path: Path, file: soundfile.SoundFile) -> None:
-    """Raise where libsndfile has opened a cut or joined file as if it were a shorter whole one."""
+    """Raise where libsndfile has opened a cut file as if it were a shorter whole one."""
     for stated, held in _SHORT_DATA.findall(file.extra_info):
         if int(held) + 1 < int(stated) < _UNKNOWN_BYTES:  # + 1: a missing pad byte is harmless
             raise AudioError(
@@ -198,12 +206,6 @@ def _check_whole(path: Path, file: soundfile.SoundFile) -> None:
             )
     if file.format == "OGG" and _ends_within_ogg_page(path):
         raise AudioError(f"{path}: truncated: it ends within an Ogg page")
-    with open(path, "rb") as content:
-        if containers.holds_several(content, file.format):
-            raise AudioError(
-                f"{path}: several {file.format} streams, one after the other, of which only "
-                "the first would be read; convert it to WAV or FLAC"
-            )
 
 
 def _ends_within_ogg_page(path: Path) -> bool:

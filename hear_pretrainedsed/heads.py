@@ -107,3 +107,12 @@ class MultiHeadPooling(nn.Module):
             pooled = (a * cla(x).sigmoid()).sum(dim=2) / a.sum(dim=2)
             score = score + weight * pooled[..., 0]
         return score.clamp(0, 1)
+
+
+#: name -> class
+HEADS = {
+    "linear": LinearHead,
+    "attention": AttentionHead,
+    "token_attention": TokenAttentionHead,
+    "multihead": MultiHeadPooling,
+}

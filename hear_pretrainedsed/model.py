@@ -15,13 +15,7 @@ from hear_pretrainedsed.audio import check_audio, resample
 from hear_pretrainedsed.decoding import Decoding
 from hear_pretrainedsed.frames import FrameGrid
 from hear_pretrainedsed.frontends import SAMPLE_RATE
-from hear_pretrainedsed.heads import (
-    AttentionHead,
-    LinearHead,
-    MultiHeadPooling,
-    NoHeadError,
-    TokenAttentionHead,
-)
+from hear_pretrainedsed.heads import HEADS, NoHeadError
 from hear_pretrainedsed.options import PRECISIONS, Layers, Options
 from hear_pretrainedsed.registry import (
     BACKBONES,
@@ -334,14 +328,6 @@ class SEDModel(nn.Module):
         if self.head is not None:
             step(self.head.emits, self.head, x.float(), 1)
         return steps
-
-
-HEADS = {
-    "linear": LinearHead,
-    "attention": AttentionHead,
-    "token_attention": TokenAttentionHead,
-    "multihead": MultiHeadPooling,
-}
 
 
 def build_model(

@@ -43,7 +43,7 @@ class Saved:
     """What a file of this project's own layout says about itself."""
 
     checkpoint: str | None
-    head: str | None = None  # key of `model.HEADS`
+    head: str | None = None  # key of `heads.HEADS`
     labels: tuple[str, ...] | None = None
     n_classes: int | None = None
     decoding: Decoding | None = None  # of its scores, class by class
