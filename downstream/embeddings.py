@@ -191,8 +191,7 @@ def _computed(model: SEDModel, group: Sequence[Clip], audio: Sequence[Tensor]) -
 
     Later groups are computed with as few. Raises `MemoryError` when a single window is too much.
     """
-    windowing = model.options.windowing
-    n_windows = [len(model.grid.plan(len(one), windowing)) for one in audio]
+    n_windows = [model.n_windows(len(one)) for one in audio]
 
     @torch.inference_mode()
     def frames() -> list[Tensor]:

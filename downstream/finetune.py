@@ -248,7 +248,7 @@ def predict(model: SEDModel, clips: Sequence[Clip]) -> Values:
     """Logits {file: (frames, classes)}, float32; the next clip is decoded meanwhile."""
     found = {}
     for clip, audio in _read_ahead(clips):
-        n_windows = len(model.grid.plan(len(audio), model.options.windowing))
+        n_windows = model.n_windows(len(audio))
         logits = in_smaller_batches(model, n_windows, partial(model.logits, audio[None]))
         found[clip.file] = logits[0].float().cpu().numpy()
     return found

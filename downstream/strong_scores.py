@@ -192,6 +192,6 @@ def _length(audio: Tensor | AudioError) -> int | None:
 @torch.no_grad()
 def _computed(model: SEDModel, output: Callable[[Tensor], Tensor], audio: Tensor) -> np.ndarray:
     """What the head gives (clips, frames, classes)."""
-    n_windows = len(audio) * len(model.grid.plan(audio.shape[1], model.options.windowing))
+    n_windows = len(audio) * model.n_windows(audio.shape[1])
     compute = partial(output, audio)
     return in_smaller_batches(model, n_windows, compute).float().cpu().numpy()

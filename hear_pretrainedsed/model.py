@@ -296,6 +296,10 @@ class SEDModel(nn.Module):
         """Windows in the backbone at a time."""
         return self.options.batch_size or (32 if self.device.type == "cuda" else 4)
 
+    def n_windows(self, n_samples: int) -> int:
+        """Windows that audio of so many samples is cut into."""
+        return len(self.grid.plan(n_samples, self.options.windowing))
+
     @property
     def precision(self) -> torch.dtype:
         """What backbone and sequence model compute in at inference."""

@@ -116,8 +116,7 @@ class Run:
                 try:
                     with _quiet_decoders():
                         audio = read_audio(recording.path, self.model.sample_rate)
-                    plan = self.model.grid.plan(len(audio), self.model.options.windowing)
-                    self._share = 1 / len(plan)
+                    self._share = 1 / self.model.n_windows(len(audio))
                     work(recording, audio)
                 except AudioError as error:
                     n_failed += 1
@@ -141,7 +140,7 @@ class Run:
         Raises `AudioError` when a single window is too much, and for samples so large that the
         model computes no numbers from them.
         """
-        n_windows = len(self.model.grid.plan(len(audio), self.model.options.windowing))
+        n_windows = self.model.n_windows(len(audio))
         with torch.no_grad():
             try:
                 out = in_smaller_batches(self.model, n_windows, lambda: function(audio[None])[0])

@@ -186,7 +186,10 @@ def test_half_precision_that_overflows_is_refused(
 ) -> None:
     class Loud:
         device = torch.device("cpu")
-        options, grid = Options(), embeddings.GRID
+        options = Options()
+
+        def n_windows(self, n_samples: int) -> int:
+            return 1
 
         def embeddings(self, audio: torch.Tensor) -> torch.Tensor:
             return torch.full((len(audio), 25, 4), 1e6)
@@ -211,8 +214,11 @@ def test_the_next_group_is_decoded_while_one_is_computed(
 
     class Model:
         device = torch.device("cpu")
-        options, grid = Options(), embeddings.GRID
+        options = Options()
         n_calls = 0
+
+        def n_windows(self, n_samples: int) -> int:
+            return 1
 
         def embeddings(self, audio: torch.Tensor) -> torch.Tensor:
             if not self.n_calls:

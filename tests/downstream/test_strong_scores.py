@@ -54,7 +54,6 @@ class Model:
     labels = LABELS
     device = torch.device("cpu")
     provenance = {"checkpoint": "known.strong"}
-    grid = GRID
 
     def __init__(self, clips: StrongSet) -> None:
         self.options = Options()
@@ -76,6 +75,9 @@ class Model:
 
     def scores(self, audio: Tensor) -> Tensor:
         return self.logits(audio).sigmoid()
+
+    def n_windows(self, n_samples: int) -> int:
+        return len(GRID.plan(n_samples, self.options.windowing))
 
     @property
     def batch_size(self) -> int:
